@@ -1,0 +1,132 @@
+// Backend: the whole contract between a model and a machine. Ten operations, each a formula;
+// siblings reference/, cpu/ and cuda/ implement it, and backend_test.cc checks every sibling
+// against reference/ over the cases of cases.h.
+//
+// Shapes: T rows of the batch, R rows with logits, D hidden size. Tensors of activations are F32
+// unless activation_dtype() says otherwise; the residual stream, logits, routing weights and
+// log-probabilities are always F32. Outputs come last. Tensors of one call never alias unless the
+// comment says so. Row counts may be zero.
+//
+// Promise to callers: a row's result does not depend on the other rows of the batch. Input
+// precision and order of summation over K are the same for any number of rows, and attention reads
+// latents as stored, those of its own chunk too.
+//
+// One thread at a time calls a backend. Operations do not fail (CHECK on misuse); allocate and
+// upload throw Error when memory runs out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "backend/batch.h"
+#include "backend/kv_cache.h"
+#include "base/tensor.h"
+#include "quant/weight.h"
+
+namespace nibble {
+
+struct MlaShape {
+  int heads = 0;
+  int nope_dim = 0;    // of a head's query and key
+  int rope_dim = 0;    // of a head's query; of the one key that all heads share
+  int value_dim = 0;   // of a head's output
+  int latent_dim = 0;  // of the cached latent; a record has latent_dim + rope_dim values
+  float rope_theta = 0;
+  float norm_eps = 0;  // of the latent's norm
+
+  int query_dim() const { return nope_dim + rope_dim; }
+  int record_dim() const { return latent_dim + rope_dim; }
+};
+
+struct RouterShape {
+  int num_experts = 0;
+  int top_k = 0;
+  float scaling = 1.0f;
+  bool normalize = true;  // weights / their sum, before scaling
+};
+
+struct Routing {   // per row: the chosen experts and their weights
+  Tensor experts;  // [T, top_k] i32
+  Tensor weights;  // [T, top_k] f32
+};
+
+struct SampleResult {
+  Tensor tokens;    // [R, 1] i32: the chosen token (the target where one was given)
+  Tensor logprobs;  // [R, 1 + max_logprobs] f32: of the token, then of the best, falling
+  Tensor top_ids;   // [R, max_logprobs] i32: the best, ids rising among equals
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // One line for people: device, instruction set, threads.
+  virtual std::string description() const = 0;
+  virtual DType activation_dtype() const { return DType::kF32; }
+
+  // Memory ----------------------------------------------------------------------------------------
+  // Zeroed, aligned to 256 bytes.
+  virtual void* allocate(size_t bytes) = 0;
+  virtual void free(void* memory) = 0;
+  virtual void write(void* memory, const void* host, size_t bytes) = 0;
+  // Waits for all earlier operations.
+  virtual void read(const void* memory, void* host, size_t bytes) = 0;
+  // Gives the weight the residence and layout that this backend's kernels like. The result keeps
+  // `parts` (and thereby decode_row) usable while `source` lives.
+  virtual Weight upload(const Weight& host) = 0;
+
+  // Steps -----------------------------------------------------------------------------------------
+  // Makes the batch's arrays readable by the operations that follow, until the next call.
+  virtual void begin_step(const Batch& batch) = 0;
+  // Runs `step`. A backend that can records it at the first call with a key and replays the record
+  // later: the key must name everything that changes the calls, and `step` must not decide on data.
+  virtual void replay(uint64_t key, const std::function<void()>& step) = 0;
+
+  // Rows ------------------------------------------------------------------------------------------
+  // out[t] = table[batch.tokens[t]]                                                  out [T, D]
+  virtual void embed(const Weight& table, const Batch& batch, Tensor out) = 0;
+  // x += delta (when delta.data); out = x / sqrt(mean(x^2) + eps) * gain             all [T, D]
+  virtual void add_rms_norm(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) = 0;
+  // out[i] = x[batch.logit_rows[i]]                                                  out [R, D]
+  virtual void gather_rows(Tensor x, const Batch& batch, Tensor out) = 0;
+
+  // Matrices --------------------------------------------------------------------------------------
+  // out = x w^T, or out += x w^T                        x [T, K], w [N, K], out [T, N] with stride
+  virtual void linear(Tensor x, const Weight& w, Tensor out, bool accumulate = false) = 0;
+  // out = silu(gate_up[:, :n]) * gate_up[:, n:]                    gate_up [T, 2n], out [T, n]
+  virtual void silu_mul(Tensor gate_up, Tensor out) = 0;
+
+  // Multi-head latent attention -------------------------------------------------------------------
+  // Cache record of position p = [rms_norm(kv[:latent]) * gain | rotate(kv[latent:], p)].
+  // rotate: interleaved pairs (x0, x1) by the angle p * theta^(-2i / rope_dim).
+  // kv [T, latent + rope], may have a stride.
+  virtual void mla_store(Tensor kv, const Weight& gain, const MlaShape& shape, const Batch& batch,
+                         const KvLayer& cache) = 0;
+  // Per head: q = [q_nope | rotate(q_rope)], k = [kv_b[:nope] c | rope key], v = kv_b[nope:] c over
+  // the cached records c of positions 0 .. own; out = softmax(q k^T / sqrt(query_dim)) v.
+  // q [T, heads * query_dim], out [T, heads * value_dim]. All rows are stored before.
+  virtual void mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
+                             const Batch& batch, const KvLayer& cache, Tensor out) = 0;
+
+  // Mixture of experts ----------------------------------------------------------------------------
+  // s = sigmoid(x router^T) in FP32; the top_k of s + bias, lowest id first among equals;
+  // weights = s / (sum of the chosen s + 1e-20) * scaling.
+  virtual void route(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape,
+                     Routing out) = 0;
+  // out[t] = sum over k of weights[t, k] * down[e] silu_mul(gate_up[e] x[t]), e = experts[t, k]
+  // gate_up: E x [2n, D], down: E x [D, n]
+  virtual void experts(Tensor x, const Routing& routing, const Weight& gate_up, const Weight& down,
+                       Tensor out) = 0;
+
+  // Sampling --------------------------------------------------------------------------------------
+  // Log-probabilities are those of the logits as they come (before edits and temperature). The
+  // draw: edits; divide by temperature; drop what is below min_p times the best; keep the top_k;
+  // keep the fewest most likely tokens whose probability reaches top_p; renormalise; the first
+  // token, in order of falling probability, at which the running sum exceeds `uniform`.
+  // logits [R, V], left as they are or not.
+  virtual void sample(Tensor logits, const SampleBatch& rows, SampleResult out) = 0;
+};
+
+}  // namespace nibble

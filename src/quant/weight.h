@@ -1,0 +1,59 @@
+// Weight: a named stack of matrices. Its rows come from parts, each a matrix of the checkpoint in
+// one storage format; so merged projections (q_a over kv_a, gate over up) and stacked experts are
+// single weights without a copy, and mixed formats need no special case.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace nibble {
+
+// The only list of storage formats.
+//   kF32, kBF16  values row-major
+//   kNvfp4       values: 2 codes a byte, low nibble = even column; block_scales: one E4M3 per 16
+//                columns, row-major; value = e2m1 * e4m3 * global_scale
+enum class Format : uint8_t { kF32, kBF16, kNvfp4 };
+
+// What the model does with a weight, so that a backend can choose its layout at upload.
+enum class Use : uint8_t {
+  kLinear,    // count 1: out = x w^T
+  kExperts,   // count E: one matrix an expert
+  kTable,     // count 1: rows are looked up
+  kVector,    // one row: norm gain, router bias
+  kLatentUp,  // count = heads, rows = nope + value, see MlaShape: kv_b
+};
+
+struct WeightPart {
+  Format format = Format::kF32;
+  int64_t rows = 0;
+  const uint8_t* values = nullptr;        // not owned: the checkpoint's mapped file
+  const uint8_t* block_scales = nullptr;  // kNvfp4
+  float global_scale = 1.0f;              // kNvfp4
+};
+
+struct Weight {
+  std::string name{};  // name of the model's weight: key of statistics and of error messages
+  Use use = Use::kLinear;
+  int64_t count = 1;  // matrices in the stack
+  int64_t rows = 0;   // output features of one matrix
+  int64_t cols = 0;   // input features
+  std::vector<WeightPart> parts{};  // their rows add up to count * rows
+  // Keeps the mapped files alive that `parts` point into.
+  std::shared_ptr<const void> source{};
+  // The layout that the backend which uploaded the weight made for itself. Opaque to all others.
+  std::shared_ptr<const void> resident{};
+
+  bool empty() const { return rows == 0; }
+  int64_t total_rows() const { return count * rows; }
+};
+
+// Bytes of `rows` rows of `cols` columns in `format`, scales included.
+int64_t storage_bytes(Format format, int64_t rows, int64_t cols);
+
+// Writes row `r` of the stack (0 .. total_rows() - 1) as `cols` floats. The scalar truth that every
+// fast kernel is tested against. NVFP4 is exact: code, scale and product fit FP32.
+void decode_row(const Weight& weight, int64_t r, float* out);
+
+}  // namespace nibble
