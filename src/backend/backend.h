@@ -65,6 +65,8 @@ class Backend {
   // One line for people: device, instruction set, threads.
   virtual std::string description() const = 0;
   virtual DType activation_dtype() const { return DType::kF32; }
+  // kBF16: linear, experts and kv_b's products round their inputs to BF16 first. Never route.
+  virtual DType product_input_dtype() const { return DType::kF32; }
 
   // Memory ----------------------------------------------------------------------------------------
   // Zeroed, aligned to 256 bytes.
