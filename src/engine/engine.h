@@ -35,7 +35,11 @@ struct EngineOptions {
 
 class Engine {
  public:
-  // Allocates cache and scratch on the model's backend; throws Error when they do not fit.
+  // Rows of logits that a step can have: what the model's max_logit_rows must be.
+  static int logit_rows(const EngineOptions& options);
+
+  // Allocates the cache on the model's backend. Throws Error when it does not fit, or when it is
+  // too small for one request of max_model_len.
   Engine(GlmFlash& model, EngineOptions options);
   ~Engine();
 
