@@ -241,7 +241,7 @@ TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
   backend_->free(cache.data);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest, testing::Values("reference"),
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest, testing::Values("reference", "cpu"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -327,7 +327,7 @@ TEST_P(BackendTest, ReplayRunsTheStep) {
   EXPECT_EQ(calls, 1);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, testing::Values("reference"),
+INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, testing::Values("reference", "cpu"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -131,7 +131,7 @@ TEST_P(SampleTest, AgreesWithTheReference) {
   EXPECT_GT(compared, 120);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, SampleTest, testing::Values("reference"),
+INSTANTIATE_TEST_SUITE_P(Backends, SampleTest, testing::Values("reference", "cpu"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

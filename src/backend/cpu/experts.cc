@@ -1,0 +1,167 @@
+// out[t] = sum over k of weights[t, k] * down[e] silu_mul(gate_up[e] x[t]),  e = experts[t, k]
+//
+// Pairs (row, slot) are sorted by expert, so that an expert's panels are read once for all its
+// rows.
+//   1. inner[pair] = silu(gate x) * (up x): units (expert, 16 columns of the width)
+//   2. outer[pair] = down inner:            units (expert, panel of the hidden size)
+//   3. out[t] = weights[t, 0] * outer + weights[t, 1] * outer + ...: in the order of the slots
+// A thread takes a run of units of about the same cost as the others'.
+#include "backend/cpu/experts.h"
+
+#include <algorithm>
+
+#include "backend/cpu/rows.h"
+
+namespace nibble {
+namespace {
+
+// Reading an expert's panels costs about as much as computing this many rows.
+constexpr int64_t kReadCost = 2;
+constexpr int64_t kColumnsAtOnce = 64;  // of the width, at most, in one go
+
+}  // namespace
+
+void Experts::sort_by_expert(const Routing& routing, int64_t num_experts) {
+  const int64_t rows = routing.experts.rows, slots = routing.experts.cols;
+  first_pair_.assign(size_t(num_experts) + 1, 0);
+  place_.resize(size_t(rows * slots));
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t k = 0; k < slots; ++k) {
+      const int32_t e = routing.experts.row<int32_t>(t)[k];
+      CHECK(e >= 0 && e < num_experts, "expert %d of %ld", int(e), long(num_experts));
+      ++first_pair_[size_t(e) + 1];
+    }
+  }
+  for (size_t e = 0; e < size_t(num_experts); ++e) first_pair_[e + 1] += first_pair_[e];
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t k = 0; k < slots; ++k) {
+      const int32_t e = routing.experts.row<int32_t>(t)[k];
+      place_[size_t(t * slots + k)] = first_pair_[size_t(e)]++;
+    }
+  }
+  for (size_t e = size_t(num_experts); e > 0; --e) first_pair_[e] = first_pair_[e - 1];
+  first_pair_[0] = 0;
+}
+
+template <typename Body>
+void Experts::for_each_run(int thread, int64_t units, Body&& body) const {
+  const int64_t num_experts = int64_t(first_pair_.size()) - 1;
+  const auto cost_of = [&](int64_t e) {
+    const int64_t pairs = first_pair_[size_t(e) + 1] - first_pair_[size_t(e)];
+    return pairs == 0 ? 0 : pairs + kReadCost;
+  };
+  int64_t total = 0;
+  for (int64_t e = 0; e < num_experts; ++e) total += cost_of(e) * units;
+  const int64_t begin = total * thread / workers_.size();
+  const int64_t end = total * (thread + 1) / workers_.size();
+  int64_t start = 0;  // cost of all experts before e
+  for (int64_t e = 0; e < num_experts && start < end; ++e) {
+    const int64_t cost = cost_of(e);
+    if (cost == 0) continue;
+    // A unit belongs to the thread in whose range it begins.
+    const auto first_from = [&](int64_t at) {
+      return at <= start ? 0 : std::min(units, (at - start + cost - 1) / cost);
+    };
+    const int64_t first = first_from(begin), last = first_from(end);
+    if (first < last) body(e, first, last);
+    start += cost * units;
+  }
+}
+
+void Experts::compute_inner(int thread, const Weight& gate_up, int64_t width) {
+  const PanelStack& stack = packed(gate_up).panels;
+  Wide& wide = wide_[size_t(thread)];
+  const int64_t block = rows_per_block(gate_up.cols);
+  const int64_t chunks = (width + kPanelRows - 1) / kPanelRows;
+  for_each_run(thread, chunks, [&](int64_t e, int64_t first_chunk, int64_t last_chunk) {
+    const Panels panels = stack.matrix(e);
+    for (int64_t column = first_chunk * kPanelRows; column < last_chunk * kPanelRows;
+         column += kColumnsAtOnce) {
+      const int64_t end = std::min({column + kColumnsAtOnce, last_chunk * kPanelRows, width});
+      // Columns of the gate are whole panels; those of the up projection may begin inside one.
+      const int64_t first_up = (width + column) / kPanelRows;
+      const int64_t last_up = (width + end + kPanelRows - 1) / kPanelRows;
+      const int64_t gate_size = kColumnsAtOnce, size = 2 * kColumnsAtOnce + kPanelRows;
+      float* values = wide.values.fit(size_t(block * size));
+      float** gate = wide.rows.fit(size_t(2 * block));
+      float** up = gate + block;
+      for (int64_t r = 0; r < block; ++r) {
+        gate[r] = values + r * size;
+        up[r] = gate[r] + gate_size;
+      }
+      for (int64_t p = first_pair_[size_t(e)]; p < first_pair_[size_t(e) + 1]; p += block) {
+        const int64_t rows = std::min(block, first_pair_[size_t(e) + 1] - p);
+        workers_.multiply(thread, {.w = panels,
+                                   .first_panel = column / kPanelRows,
+                                   .last_panel = (end + kPanelRows - 1) / kPanelRows,
+                                   .x = x_ + p,
+                                   .out = gate,
+                                   .rows = rows,
+                                   .first_output = column});
+        workers_.multiply(thread, {.w = panels,
+                                   .first_panel = first_up,
+                                   .last_panel = last_up,
+                                   .x = x_ + p,
+                                   .out = up,
+                                   .rows = rows,
+                                   .first_output = first_up * kPanelRows});
+        const int64_t skip = width + column - first_up * kPanelRows;
+        for (int64_t r = 0; r < rows; ++r) {
+          silu_mul_row(gate[r], up[r] + skip, end - column, inner_[p + r] + column);
+        }
+      }
+    }
+  });
+}
+
+void Experts::compute_outer(int thread, const Weight& down) {
+  const PanelStack& stack = packed(down).panels;
+  for_each_run(thread, stack.first.count(), [&](int64_t e, int64_t first, int64_t last) {
+    const int64_t p = first_pair_[size_t(e)];
+    workers_.multiply(thread, {.w = stack.matrix(e),
+                               .first_panel = first,
+                               .last_panel = last,
+                               .x = inner_ + p,
+                               .out = outer_ + p,
+                               .rows = first_pair_[size_t(e) + 1] - p});
+  });
+}
+
+void Experts::combine(const Routing& routing, int64_t row, Tensor out) const {
+  const int64_t slots = routing.experts.cols;
+  const float* weights = routing.weights.row<float>(row);
+  float* to = out.row<float>(row);
+  std::fill_n(to, out.cols, 0.0f);
+  for (int64_t k = 0; k < slots; ++k) {
+    add_scaled_row(outer_[place_[size_t(row * slots + k)]], weights[k], out.cols, to);
+  }
+}
+
+void Experts::run(Tensor x, const Routing& routing, const Weight& gate_up, const Weight& down,
+                  Tensor out) {
+  const int64_t slots = routing.experts.cols, pairs = x.rows * slots;
+  const int64_t width = down.cols, hidden = down.rows;
+  CHECK(x.cols == gate_up.cols && gate_up.rows == 2 * width && out.cols == hidden &&
+            gate_up.count == down.count,
+        "%s", gate_up.name.c_str());
+  if (pairs == 0) return;
+  sort_by_expert(routing, gate_up.count);
+
+  const float** x_rows = x_rows_.fit(size_t(pairs));
+  for (int64_t i = 0; i < pairs; ++i) x_rows[place_[size_t(i)]] = x.row<float>(i / slots);
+  x_ = x_rows;
+  inner_ = row_pointers({inner_values_.fit(size_t(pairs * width)), DType::kF32, pairs, width},
+                        inner_rows_);
+  outer_ = row_pointers({outer_values_.fit(size_t(pairs * hidden)), DType::kF32, pairs, hidden},
+                        outer_rows_);
+
+  const int64_t work = pairs * width * hidden;
+  workers_.run(2 * work, [&](int thread) { compute_inner(thread, gate_up, width); });
+  workers_.run(work, [&](int thread) { compute_outer(thread, down); });
+  workers_.run(pairs * hidden, [&](int thread) {
+    const Share rows = workers_.share(thread, x.rows);
+    for (int64_t t = rows.first; t < rows.last; ++t) combine(routing, t, out);
+  });
+}
+
+}  // namespace nibble

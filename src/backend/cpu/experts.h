@@ -1,0 +1,42 @@
+// experts: the mixture of experts over a whole batch, for one row and for thousands by one road.
+#pragma once
+
+#include "backend/backend.h"
+#include "backend/cpu/workers.h"
+
+namespace nibble {
+
+class Experts {
+ public:
+  explicit Experts(Workers& workers) : workers_(workers), wide_(size_t(workers.size())) {}
+
+  void run(Tensor x, const Routing& routing, const Weight& gate_up, const Weight& down, Tensor out);
+
+ private:
+  // Runs of (expert, unit) with `units` units an expert, dealt to threads by cost.
+  template <typename Body>
+  void for_each_run(int thread, int64_t units, Body&& body) const;
+
+  void sort_by_expert(const Routing& routing, int64_t num_experts);
+  void compute_inner(int thread, const Weight& gate_up, int64_t width);
+  void compute_outer(int thread, const Weight& down);
+  void combine(const Routing& routing, int64_t row, Tensor out) const;
+
+  Workers& workers_;
+  // A pair is a row and one of its slots; pairs are sorted by expert, rows rising.
+  std::vector<int64_t> first_pair_;  // [E + 1]
+  std::vector<int64_t> place_;       // [T * top_k] -> sorted pair
+  Scratch<const float*> x_rows_;     // [pairs]
+  Scratch<float> inner_values_, outer_values_;
+  Scratch<float*> inner_rows_, outer_rows_;  // [pairs] -> [n], [D]
+  struct Wide {                              // a thread's gate and up of some columns
+    Scratch<float> values{};
+    Scratch<float*> rows{};
+  };
+  std::vector<Wide> wide_;
+  const float* const* x_ = nullptr;
+  float** inner_ = nullptr;
+  float** outer_ = nullptr;
+};
+
+}  // namespace nibble

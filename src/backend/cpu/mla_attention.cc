@@ -1,0 +1,266 @@
+// Per head h with kv_b = [W_uk; W_uv]:
+//   1. query = [W_uk^T q_nope | rotate(q_rope)]               units (head, panel of the latent)
+//   2. latent = softmax(query . records * scale) records      tasks, see below
+//   3. out = W_uv latent                                      units (head, panel of the value)
+//
+// A task is some rows of a segment, all heads, all positions; with fewer tasks than threads it is
+// cut by heads, and by spans of 512 positions. A row sums each span by itself and merges spans in
+// rising order, cut or not, so that its bits depend on its own position alone.
+#include "backend/cpu/mla_attention.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kQueriesPerTask = 64;    // queries, sums and records stay in the L2 cache
+constexpr int64_t kQueriesPerPass = 4096;  // bounds the scratch
+
+int64_t spans_of(int64_t positions) {
+  return (positions + kAttentionSpan - 1) / kAttentionSpan;
+}
+
+}  // namespace
+
+void MlaAttention::run(Tensor q, const Weight& kv_b, const MlaShape& shape, const Batch& batch,
+                       const KvLayer& cache, const RopeTable& rope, Tensor out) {
+  CHECK(shape.nope_dim % kPanelRows == 0 && kv_b.rows == shape.nope_dim + shape.value_dim &&
+            kv_b.count == shape.heads && kv_b.cols == shape.latent_dim,
+        "%s", kv_b.name.c_str());
+  const int64_t most = std::max<int64_t>(1, kQueriesPerPass / shape.heads);
+  for (int64_t first = 0; first < q.rows; first += most) {
+    run_rows({.q = q,
+              .out = out,
+              .kv_b = kv_b,
+              .shape = shape,
+              .batch = batch,
+              .cache = cache,
+              .rope = rope,
+              .first_row = first,
+              .num_rows = std::min(most, q.rows - first)});
+  }
+}
+
+void MlaAttention::run_rows(const Call& call) {
+  point_at_rows(call);
+  make_tasks(call);
+  const MlaShape& s = call.shape;
+  const int64_t queries = call.num_rows * s.heads;
+  const int64_t products = queries * s.latent_dim;
+  workers_.run(products * s.nope_dim, [&](int thread) { make_queries(call, thread); });
+  next_task_ = 0;
+  const bool shared = tasks_.size() > 1;
+  workers_.run(shared ? products * kAttentionBlock : 0, [&](int thread) {
+    for (;;) {
+      const size_t i = next_task_.fetch_add(1, std::memory_order_relaxed);
+      if (i >= tasks_.size()) return;
+      attend(call, tasks_[i], threads_[size_t(thread)]);
+    }
+  });
+  if (split_spans_) {
+    workers_.run(products * max_spans_, [&](int thread) {
+      const Share share = workers_.share(thread, queries);
+      for (int64_t i = share.first; i < share.last; ++i) merge_spans(call, i);
+    });
+  }
+  workers_.run(products * s.value_dim, [&](int thread) { make_outputs(call, thread); });
+}
+
+void MlaAttention::point_at_rows(const Call& call) {
+  const MlaShape& s = call.shape;
+  const int64_t count = call.num_rows * s.heads;
+  const int64_t stride = padded(s.record_dim()), latent_stride = padded(s.latent_dim);
+  float* queries = queries_.fit(size_t(count * stride));
+  float* latents = latents_.fit(size_t(count * latent_stride));
+  const float** q_rows = q_rows_.fit(size_t(count));
+  float** query_rows = query_rows_.fit(size_t(count));
+  const float** latent_rows = latent_rows_.fit(size_t(count));
+  float** out_rows = out_rows_.fit(size_t(count));
+  for (int h = 0; h < s.heads; ++h) {
+    for (int64_t t = 0; t < call.num_rows; ++t) {
+      const int64_t i = h * call.num_rows + t, query = t * s.heads + h;
+      q_rows[i] = call.q.row<float>(call.first_row + t) + h * s.query_dim();
+      query_rows[i] = queries + query * stride;
+      latent_rows[i] = latents + query * latent_stride;
+      out_rows[i] = call.out.row<float>(call.first_row + t) + h * s.value_dim;
+    }
+  }
+}
+
+void MlaAttention::make_queries(const Call& call, int thread) {
+  const MlaShape& s = call.shape;
+  const PanelStack& stack = packed(call.kv_b).transposed;
+  const int64_t panels = stack.first.count(), rows = call.num_rows;
+  const Share share = workers_.share(thread, s.heads * panels, 4);
+  for (int64_t unit = share.first; unit < share.last;) {
+    const int64_t h = unit / panels, panel = unit % panels;
+    const int64_t last = std::min(panels, panel + share.last - unit);
+    Panels w = stack.matrix(h);
+    w.cols = s.nope_dim;
+    workers_.multiply(thread, {.w = w,
+                               .first_panel = panel,
+                               .last_panel = last,
+                               .x = q_rows_.data() + h * rows,
+                               .out = query_rows_.data() + h * rows,
+                               .rows = rows});
+    unit += last - panel;
+  }
+  const Share rotated = workers_.share(thread, rows * s.heads);
+  size_t segment = 0;
+  for (int64_t i = rotated.first; i < rotated.last; ++i) {
+    const int64_t t = i / s.heads, h = i % s.heads, row = call.first_row + t;
+    const auto& segments = call.batch.segments;
+    while (row >= segments[segment].first_row + segments[segment].num_rows) ++segment;
+    const int64_t position = segments[segment].context + row - segments[segment].first_row;
+    float* query = query_rows_.data()[h * rows + t];
+    call.rope.rotate(q_rows_.data()[h * rows + t] + s.nope_dim, position, query + s.latent_dim);
+    for (int64_t d = s.record_dim(); d < padded(s.record_dim()); ++d) query[d] = 0;
+  }
+}
+
+// Tasks in order of falling cost within a segment, so that the last to be taken are small.
+void MlaAttention::make_tasks(const Call& call) {
+  const MlaShape& s = call.shape;
+  const int64_t rows_at_once = std::max<int64_t>(1, kQueriesPerTask / s.heads);
+  const int64_t threads = workers_.size();
+  tasks_.clear();
+  max_spans_ = 0;
+  for (const Segment& segment : call.batch.segments) {
+    const int64_t begin = std::max<int64_t>(segment.first_row, call.first_row);
+    const int64_t end =
+        std::min<int64_t>(segment.first_row + segment.num_rows, call.first_row + call.num_rows);
+    for (int64_t last = end; last > begin; last -= rows_at_once) {
+      const int64_t spans = spans_of(segment.context + last - segment.first_row);
+      tasks_.push_back({.segment = &segment,
+                        .first_row = std::max(begin, last - rows_at_once),
+                        .last_row = last,
+                        .last_head = s.heads,
+                        .last_span = spans});
+      max_spans_ = std::max(max_spans_, spans);
+    }
+  }
+  const int64_t whole = int64_t(tasks_.size());
+  split_spans_ = whole < 2 * threads && threads > 1 && max_spans_ > 1;
+  if (whole >= 2 * threads) return;
+  if (split_spans_) {
+    partials_.fit(size_t(call.num_rows * s.heads * max_spans_ * (padded(s.latent_dim) + 16)));
+  }
+  int64_t units = whole, groups = 1;
+  if (split_spans_) {
+    units = 0;
+    for (const Task& task : tasks_) units += task.last_span;
+  }
+  while (units * groups % threads != 0 && units * groups < 4 * threads && groups < s.heads) {
+    ++groups;
+  }
+  for (int64_t i = 0; i < whole; ++i) {
+    const Task task = tasks_[size_t(i)];
+    const int64_t pieces = split_spans_ ? task.last_span : 1;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      for (int64_t g = 0; g < groups; ++g) {
+        Task part = task;
+        part.first_head = int(s.heads * g / groups);
+        part.last_head = int(s.heads * (g + 1) / groups);
+        if (split_spans_) part.first_span = piece, part.last_span = piece + 1;
+        if (piece == 0 && g == 0) {
+          tasks_[size_t(i)] = part;
+        } else {
+          tasks_.push_back(part);
+        }
+      }
+    }
+  }
+}
+
+AttentionSums MlaAttention::partial(const Call& call, int64_t query, int64_t span) const {
+  const int64_t stride = padded(call.shape.latent_dim);
+  float* at = partials_.data() + (query * max_spans_ + span) * (stride + 16);
+  return {.top = at + stride, .sum = at + stride + 1, .values = at};
+}
+
+void MlaAttention::attend(const Call& call, const Task& task, Thread& memory) {
+  const MlaShape& s = call.shape;
+  const int64_t heads = task.last_head - task.first_head;
+  const int64_t count = (task.last_row - task.first_row) * heads;
+  const int64_t stride = padded(s.record_dim()), latent_stride = padded(s.latent_dim);
+  const AttentionScratch scratch{.records = memory.records.fit(size_t(kAttentionBlock * stride)),
+                                 .scores = memory.scores.fit(size_t(count * kAttentionBlock)),
+                                 .factors = memory.factors.fit(size_t(count))};
+  float* tops = memory.tops.fit(size_t(4 * count));
+  float* values = memory.values.fit(size_t(2 * count * latent_stride));
+  const AttentionSums total{.top = tops, .sum = tops + count, .values = values};
+  const AttentionSums more{
+      .top = tops + 2 * count, .sum = tops + 3 * count, .values = values + count * latent_stride};
+
+  const float** rows = memory.rows.fit(size_t(count));
+  int64_t* positions = memory.positions.fit(size_t(count));
+  const int64_t first_query = (task.first_row - call.first_row) * s.heads + task.first_head;
+  const auto query_of = [&](int64_t i) { return first_query + i / heads * s.heads + i % heads; };
+  for (int64_t i = 0; i < count; ++i) {
+    rows[i] = queries_.data() + query_of(i) * stride;
+    positions[i] = task.segment->context + task.first_row + i / heads - task.segment->first_row;
+  }
+  const AttentionQueries queries{.rows = rows, .positions = positions, .count = int(count)};
+  const AttentionShape shape{.record_dim = s.record_dim(),
+                             .latent_dim = s.latent_dim,
+                             .scale = float(1 / std::sqrt(double(s.query_dim())))};
+  const RecordPages pages{call.cache, call.batch.pages.data() + task.segment->first_page};
+  const int64_t length = positions[count - 1] + 1;
+  for (int64_t span = task.first_span; span < task.last_span; ++span) {
+    const AttentionSums& sums = span == task.first_span ? total : more;
+    attend_span(queries, pages, span * kAttentionSpan,
+                std::min(length, (span + 1) * kAttentionSpan), shape, scratch, sums);
+    for (int64_t i = 0; i < count; ++i) {
+      if (span > task.first_span) {
+        merge_sums(total, i, more, i, s.latent_dim);
+      } else if (split_spans_) {
+        const AttentionSums to = partial(call, query_of(i), span);
+        *to.top = total.top[i];
+        *to.sum = total.sum[i];
+        std::memcpy(to.values, total.values + i * latent_stride,
+                    size_t(latent_stride) * sizeof(float));
+      }
+    }
+  }
+  if (split_spans_) return;
+  for (int64_t i = 0; i < count; ++i) {
+    finish_sums(total, i, s.latent_dim, latents_.data() + query_of(i) * latent_stride);
+  }
+}
+
+void MlaAttention::merge_spans(const Call& call, int64_t query) {
+  const int64_t row = call.first_row + query / call.shape.heads;
+  const auto& segments = call.batch.segments;
+  size_t segment = 0;
+  while (row >= segments[segment].first_row + segments[segment].num_rows) ++segment;
+  const int64_t position = segments[segment].context + row - segments[segment].first_row;
+  const AttentionSums total = partial(call, query, 0);
+  for (int64_t span = 1; span < spans_of(position + 1); ++span) {
+    merge_sums(total, 0, partial(call, query, span), 0, call.shape.latent_dim);
+  }
+  finish_sums(total, 0, call.shape.latent_dim,
+              latents_.data() + query * padded(call.shape.latent_dim));
+}
+
+void MlaAttention::make_outputs(const Call& call, int thread) {
+  const MlaShape& s = call.shape;
+  const PanelStack& stack = packed(call.kv_b).panels;
+  const int64_t first_panel = s.nope_dim / kPanelRows, rows = call.num_rows;
+  const int64_t panels = stack.first.count() - first_panel;
+  const Share share = workers_.share(thread, s.heads * panels, 4);
+  for (int64_t unit = share.first; unit < share.last;) {
+    const int64_t h = unit / panels, panel = unit % panels;
+    const int64_t last = std::min(panels, panel + share.last - unit);
+    workers_.multiply(thread, {.w = stack.matrix(h),
+                               .first_panel = first_panel + panel,
+                               .last_panel = first_panel + last,
+                               .x = latent_rows_.data() + h * rows,
+                               .out = out_rows_.data() + h * rows,
+                               .rows = rows,
+                               .first_output = s.nope_dim});
+    unit += last - panel;
+  }
+}
+
+}  // namespace nibble

@@ -1,0 +1,59 @@
+// The vector part of mla_attention: queries against a span of cached records.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/cpu/records.h"
+
+namespace nibble {
+
+inline constexpr int kAttentionBlock = 64;  // positions a step of the online softmax
+inline constexpr int kAttentionSpan = 512;  // positions that are summed before they are merged
+
+// Values of a row of `dim` floats in memory: rounded up, so that vectors need no tail.
+constexpr int64_t padded(int64_t dim) {
+  return (dim + 15) / 16 * 16;
+}
+
+// Softmax sums of some queries over some positions: of query i
+//   top[i] = max score, sum[i] = sum e^(score - top), values[i] = sum e^(score - top) * latent.
+struct AttentionSums {
+  float* top = nullptr;     // [n]
+  float* sum = nullptr;     // [n]
+  float* values = nullptr;  // [n, padded(latent_dim)]
+};
+
+struct AttentionQueries {
+  const float* const* rows = nullptr;  // [n] -> [padded(record_dim)], zeros at the end
+  const int64_t* positions = nullptr;  // [n], not falling: the last record a query may see
+  int count = 0;
+};
+
+struct AttentionShape {
+  int record_dim = 0;
+  int latent_dim = 0;
+  float scale = 0;
+};
+
+// Memory of one thread.
+struct AttentionScratch {
+  float* records = nullptr;  // [kAttentionBlock, padded(record_dim)]
+  float* scores = nullptr;   // [n, kAttentionBlock]
+  float* factors = nullptr;  // [n]
+};
+
+// Sums over the positions [first, last) that a query may see; `first` is a multiple of
+// kAttentionBlock. A query's sums depend on its own position only. A query that sees nothing gets
+// top -infinity and zeros.
+void attend_span(const AttentionQueries& queries, const RecordPages& pages, int64_t first,
+                 int64_t last, const AttentionShape& shape, const AttentionScratch& scratch,
+                 const AttentionSums& out);
+
+// Merges the sums of query `j` of `more`, of later positions, into query `i` of `sums`.
+void merge_sums(const AttentionSums& sums, int64_t i, const AttentionSums& more, int64_t j,
+                int latent_dim);
+
+// out = values[i] / sum[i]
+void finish_sums(const AttentionSums& sums, int64_t i, int latent_dim, float* out);
+
+}  // namespace nibble

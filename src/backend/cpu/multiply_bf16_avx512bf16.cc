@@ -1,0 +1,133 @@
+// out = x w^T by BF16 dot products with FP32 sums (vdpbf16ps), inputs rounded to BF16.
+//                                          x [M, K] rows, w BF16 panels of 16 outputs (pack.h)
+//
+// A panel's pair of K is one register and the second operand is a pair of inputs in all lanes. A
+// tile is R rows by P panels: 1x8, 2x8, 3x8, 4..6x4, at most 24 accumulators; K runs innermost and
+// undivided, so an output's sum is the same for any M.
+#include "backend/cpu/multiply.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+
+namespace nibble {
+namespace {
+
+constexpr int kMaxRows = 6;
+constexpr int kMaxAccumulators = 24;
+
+constexpr int panels_of(int rows) {
+  return rows * 8 <= kMaxAccumulators ? 8 : 4;
+}
+
+// A row as pairs of BF16, an odd end padded by a zero.
+inline void round_row(const float* x, int64_t cols, uint32_t* pairs) {
+  int64_t k = 0;
+  for (; k + 16 <= cols; k += 16) {
+    const __m256bh halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + k));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + k / 2), (__m256i)halves);
+  }
+  if (k < cols) {
+    const __mmask16 rest = __mmask16((1u << (cols - k)) - 1);
+    const __m256bh halves = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, x + k));
+    const __mmask8 words = __mmask8((1u << ((cols - k + 1) / 2)) - 1);
+    _mm256_mask_storeu_epi32(pairs + k / 2, words, (__m256i)halves);
+  }
+}
+
+template <int kRows, int kPanels>
+__attribute__((noinline)) void multiply_tile(const Product& product, const uint32_t* pairs,
+                                             int64_t first_row, int64_t p) {
+  const Panels& w = product.w;
+  const int64_t num_pairs = (w.cols + 1) / 2;
+  const uint8_t* panel = w.data + p * w.panel_bytes;
+  const uint32_t* x[kRows];
+  __m512 sum[kRows][kPanels];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = pairs + (first_row + r) * num_pairs;
+#pragma GCC unroll 8
+    for (int i = 0; i < kPanels; ++i) sum[r][i] = _mm512_setzero_ps();
+  }
+  for (int64_t k = 0; k < num_pairs; ++k) {
+    __m512bh factors[kPanels];
+#pragma GCC unroll 8
+    for (int i = 0; i < kPanels; ++i) {
+      factors[i] = (__m512bh)_mm512_loadu_si512(panel + i * w.panel_bytes + k * 64);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512bh pair = (__m512bh)_mm512_set1_epi32(int(x[r][k]));
+#pragma GCC unroll 8
+      for (int i = 0; i < kPanels; ++i) {
+        sum[r][i] = _mm512_dpbf16_ps(sum[r][i], factors[i], pair);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPanels; ++i) {
+      const int64_t output = (p + i) * kPanelRows;
+      const int64_t count = w.rows - output;
+      const __mmask16 mask = count < kPanelRows ? __mmask16((1u << count) - 1) : __mmask16(0xffff);
+      float* out = product.out[first_row + r] + output - product.first_output;
+      __m512 y = sum[r][i];
+      if (w.row_scales != nullptr) y = _mm512_mul_ps(y, _mm512_loadu_ps(w.row_scales + output));
+      if (product.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
+      _mm512_mask_storeu_ps(out, mask, y);
+    }
+  }
+}
+
+// Panels [first, last) of kRows rows, in tiles as wide as registers allow.
+template <int kRows, int kPanels = panels_of(kRows)>
+void multiply_rows(const Product& product, const uint32_t* pairs, int64_t first_row, int64_t first,
+                   int64_t last) {
+  int64_t p = first;
+  for (; p + kPanels <= last; p += kPanels) {
+    multiply_tile<kRows, kPanels>(product, pairs, first_row, p);
+  }
+  if constexpr (kPanels > 1) {
+    if (p < last) multiply_rows<kRows, kPanels / 2>(product, pairs, first_row, p, last);
+  }
+}
+
+template <int kRows = kMaxRows>
+void multiply_tile_rows(const Product& product, const uint32_t* pairs, int64_t num_rows,
+                        int64_t first_row, int64_t first, int64_t last) {
+  if (num_rows == kRows) {
+    multiply_rows<kRows>(product, pairs, first_row, first, last);
+  } else if constexpr (kRows > 1) {
+    multiply_tile_rows<kRows - 1>(product, pairs, num_rows, first_row, first, last);
+  }
+}
+
+}  // namespace
+
+void multiply_bf16_avx512bf16(const Product& product, Scratch<uint32_t>& scratch) {
+  if (product.rows == 0) return;
+  const int64_t num_pairs = (product.w.cols + 1) / 2;
+  uint32_t* pairs = scratch.fit(size_t(product.rows * num_pairs));
+  for (int64_t r = 0; r < product.rows; ++r) {
+    round_row(product.x[r], product.w.cols, pairs + r * num_pairs);
+  }
+  const int64_t tiles = (product.rows + kMaxRows - 1) / kMaxRows;
+  const int64_t group = panels_of(int(product.rows / tiles));
+  for (int64_t p = product.first_panel; p < product.last_panel; p += group) {
+    const int64_t last = p + group < product.last_panel ? p + group : product.last_panel;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t row = product.rows * i / tiles, end = product.rows * (i + 1) / tiles;
+      multiply_tile_rows(product, pairs, end - row, row, p, last);
+    }
+  }
+}
+
+}  // namespace nibble
+
+#pragma GCC pop_options
+
+#endif

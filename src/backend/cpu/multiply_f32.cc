@@ -1,0 +1,194 @@
+// out = x w^T in FP32.                      x [M, K] rows, w panels of 16 outputs (pack.h)
+//
+// A tile is R rows by P panels of V vectors, all accumulators in registers; K runs innermost and
+// undivided, so an output is sum(k) in rising k for any M. R is at most 6 and P shrinks as R grows:
+// with 16 registers 1x4, 2x2, 3x2, 4..6x1; with 32 registers 1x8, 2..6x4. One row needs the many
+// panels to hide the latency of its multiply-adds; six rows use a loaded panel six times.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backend/cpu/multiply_f32.cc"
+#include "backend/cpu/multiply.h"
+#include "hwy/foreach_target.h"  // before simd-inl.h
+// clang-format off
+#include "backend/cpu/simd-inl.h"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace nibble {
+namespace HWY_NAMESPACE {
+
+constexpr int kVecs = kPanelRows / kLanes;  // vectors a panel
+constexpr int kMaxAccumulators = kVectorRegisters == 32 ? 24 : 12;
+constexpr int kMaxRows = kMaxAccumulators / kVecs < 1   ? 1
+                         : kMaxAccumulators / kVecs < 6 ? kMaxAccumulators / kVecs
+                                                        : 6;
+
+constexpr int panels_of(int rows) {
+  const int most = rows == 1 ? 8 : kMaxAccumulators;  // 8 chains hide the latency
+  int panels = 1;
+  while (panels < 8 && rows * panels * 2 * kVecs <= most) panels *= 2;
+  return panels;
+}
+
+template <int kRows, int kPanels>
+struct Tile {
+  FloatVec sum[kRows][kPanels * kVecs];
+};
+
+// One k of the tile.
+template <int kRows, int kPanels>
+HWY_INLINE void multiply_add(Tile<kRows, kPanels>& tile, const FloatVec* w, const float* const* x,
+                             int64_t k) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const FloatVec factor = set(x[r][k]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanels * kVecs; ++v) {
+      tile.sum[r][v] = hn::MulAdd(w[v], factor, tile.sum[r][v]);
+    }
+  }
+}
+
+template <PanelFormat kFormat, int kRows, int kPanels>
+HWY_INLINE void sum_over_k(const Panels& w, const uint8_t* panel, const float* const* x,
+                           Tile<kRows, kPanels>& tile) {
+  const float* rows[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) rows[r] = x[r];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanels * kVecs; ++v) tile.sum[r][v] = zero();
+  }
+  FloatVec factors[kPanels * kVecs];
+  if constexpr (kFormat == PanelFormat::kF32) {
+    for (int64_t k = 0; k < w.cols; ++k) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kPanels * kVecs; ++v) {
+        const uint8_t* at = panel + (v / kVecs) * w.panel_bytes + k * 64;
+        factors[v] = load(reinterpret_cast<const float*>(at) + (v % kVecs) * kLanes);
+      }
+      multiply_add<kRows, kPanels>(tile, factors, rows, k);
+    }
+  } else {
+    const Words words;
+    const auto pair = [&](int64_t k, int v) HWY_ATTR {
+      const uint8_t* at = panel + (v / kVecs) * w.panel_bytes + k * 32;
+      return hn::LoadU(words, reinterpret_cast<const uint32_t*>(at) + (v % kVecs) * kLanes);
+    };
+    int64_t k = 0;
+    for (; k + 2 <= w.cols; k += 2) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kPanels * kVecs; ++v) factors[v] = even_half(pair(k, v));
+      multiply_add<kRows, kPanels>(tile, factors, rows, k);
+#pragma GCC unroll 8
+      for (int v = 0; v < kPanels * kVecs; ++v) factors[v] = odd_half(pair(k, v));
+      multiply_add<kRows, kPanels>(tile, factors, rows, k + 1);
+    }
+    if (k < w.cols) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kPanels * kVecs; ++v) factors[v] = even_half(pair(k, v));
+      multiply_add<kRows, kPanels>(tile, factors, rows, k);
+    }
+  }
+}
+
+// Adds and stores 16 outputs of a row, or the first `count` of them.
+HWY_INLINE void store_panel(const FloatVec* sum, const float* scales, int64_t count,
+                            bool accumulate, float* out) {
+  HWY_ALIGN float whole[kPanelRows];
+  float* to = count < kPanelRows ? whole : out;
+  if (to == whole && accumulate) {
+    for (int64_t i = 0; i < count; ++i) whole[i] = out[i];
+    for (int64_t i = count; i < kPanelRows; ++i) whole[i] = 0;
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) {
+    FloatVec y = sum[v];
+    if (scales != nullptr) y = hn::Mul(y, load(scales + v * kLanes));
+    if (accumulate) y = hn::Add(load(to + v * kLanes), y);
+    store(y, to + v * kLanes);
+  }
+  if (to == whole) {
+    for (int64_t i = 0; i < count; ++i) out[i] = whole[i];
+  }
+}
+
+// One tile, from panel p on.
+template <PanelFormat kFormat, int kRows, int kPanels>
+HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
+  const Panels& w = product.w;
+  Tile<kRows, kPanels> tile;
+  sum_over_k<kFormat, kRows, kPanels>(w, w.data + p * w.panel_bytes, product.x + first_row, tile);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPanels; ++i) {
+      const int64_t panel = p + i;
+      const int64_t count = w.rows - panel * kPanelRows;
+      store_panel(tile.sum[r] + i * kVecs,
+                  w.row_scales == nullptr ? nullptr : w.row_scales + panel * kPanelRows,
+                  count < kPanelRows ? count : kPanelRows, product.accumulate,
+                  product.out[first_row + r] + panel * kPanelRows - product.first_output);
+    }
+  }
+}
+
+// Panels [first, last) of kRows rows, in tiles as wide as registers allow.
+template <PanelFormat kFormat, int kRows, int kPanels = panels_of(kRows)>
+void multiply_rows(const Product& product, int64_t first_row, int64_t first, int64_t last) {
+  int64_t p = first;
+  for (; p + kPanels <= last; p += kPanels) {
+    multiply_tile<kFormat, kRows, kPanels>(product, first_row, p);
+  }
+  if constexpr (kPanels > 1) {
+    if (p < last) multiply_rows<kFormat, kRows, kPanels / 2>(product, first_row, p, last);
+  }
+}
+
+template <PanelFormat kFormat, int kRows = kMaxRows>
+void multiply_tile_rows(const Product& product, int64_t num_rows, int64_t first_row, int64_t first,
+                        int64_t last) {
+  if (num_rows == kRows) {
+    multiply_rows<kFormat, kRows>(product, first_row, first, last);
+  } else if constexpr (kRows > 1) {
+    multiply_tile_rows<kFormat, kRows - 1>(product, num_rows, first_row, first, last);
+  }
+}
+
+// Rows are dealt to tiles evenly. A group of panels is used by all tiles before the next is read.
+template <PanelFormat kFormat>
+void multiply_format(const Product& product) {
+  const int64_t tiles = (product.rows + kMaxRows - 1) / kMaxRows;
+  const int64_t group = panels_of(int(product.rows / tiles));
+  for (int64_t p = product.first_panel; p < product.last_panel; p += group) {
+    const int64_t last = p + group < product.last_panel ? p + group : product.last_panel;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t row = product.rows * i / tiles, end = product.rows * (i + 1) / tiles;
+      multiply_tile_rows<kFormat>(product, end - row, row, p, last);
+    }
+  }
+}
+
+void multiply(const Product& product) {
+  if (product.w.format == PanelFormat::kF32) {
+    multiply_format<PanelFormat::kF32>(product);
+  } else {
+    multiply_format<PanelFormat::kBF16>(product);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nibble
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nibble {
+
+HWY_EXPORT(multiply);
+
+void multiply_f32(const Product& product, Scratch<uint32_t>&) {
+  if (product.rows > 0) HWY_DYNAMIC_DISPATCH(multiply)(product);
+}
+
+}  // namespace nibble
+#endif

@@ -1,0 +1,206 @@
+#include "backend/cpu/pack.h"
+
+#include <array>
+#include <bit>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/numbers.h"
+#include "quant/nvfp4.h"
+
+namespace nibble {
+namespace {
+
+const std::array<float, 256>& e4m3_table() {
+  static const std::array<float, 256> table = [] {
+    std::array<float, 256> t{};
+    for (size_t i = 0; i < t.size(); ++i) t[i] = e4m3_to_float(uint8_t(i));
+    return t;
+  }();
+  return table;
+}
+
+constexpr float kE2M1Table[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                                  -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+
+struct PartRow {
+  const WeightPart* part;
+  int64_t row;
+};
+
+PartRow find_row(const Weight& weight, int64_t row) {
+  for (const WeightPart& part : weight.parts) {
+    if (row < part.rows) return {&part, row};
+    row -= part.rows;
+  }
+  CHECK(false, "a row beyond %s", weight.name.c_str());
+  return {};
+}
+
+// out[k] = e2m1 * (e4m3 * scale), as decode_row has it.
+void decode_nvfp4(const PartRow& at, int64_t cols, float scale, float* out) {
+  const uint8_t* codes = at.part->values + at.row * cols / 2;
+  const uint8_t* scales = at.part->block_scales + at.row * cols / nvfp4::kBlock;
+  for (int64_t block = 0; block < cols / nvfp4::kBlock; ++block) {
+    const float block_scale = e4m3_table()[scales[block]] * scale;
+    for (int i = 0; i < nvfp4::kBlock / 2; ++i) {
+      const uint8_t byte = codes[block * (nvfp4::kBlock / 2) + i];
+      *out++ = kE2M1Table[byte & 15] * block_scale;
+      *out++ = kE2M1Table[byte >> 4] * block_scale;
+    }
+  }
+}
+
+bool has_format(const Weight& weight, Format format) {
+  for (const WeightPart& part : weight.parts) {
+    if (part.format == format) return true;
+  }
+  return false;
+}
+
+float scale_of(const WeightPart& part) {
+  return part.format == Format::kNvfp4 ? part.global_scale : 1.0f;
+}
+
+// Row `r` as BF16, without the tensor's scale; an odd row is padded by a zero.
+void bf16_row(const Weight& weight, int64_t r, float* scratch, uint16_t* out) {
+  const PartRow at = find_row(weight, r);
+  if (at.part->format == Format::kBF16) {
+    std::memcpy(out, at.part->values + at.row * weight.cols * 2, size_t(weight.cols) * 2);
+  } else {
+    decode_nvfp4(at, weight.cols, 1.0f, scratch);
+    for (int64_t k = 0; k < weight.cols; ++k) {
+      out[k] = uint16_t(std::bit_cast<uint32_t>(scratch[k]) >> 16);
+    }
+  }
+  if (weight.cols % 2 != 0) out[weight.cols] = 0;
+}
+
+PanelStack new_stack(PanelFormat format, int64_t matrices, int64_t rows, int64_t cols, Arena& arena,
+                     PackedWeight& owner) {
+  PanelStack stack{.first = {.format = format, .rows = rows, .cols = cols}, .matrices = matrices};
+  stack.first.panel_bytes = (format == PanelFormat::kBF16 ? (cols + 1) / 2 : cols) * 64;
+  const int64_t panels = matrices * stack.first.count();
+  owner.memory.push_back(arena.allocate(size_t(panels * stack.first.panel_bytes)));
+  stack.first.data = owner.memory.back().get();
+  return stack;
+}
+
+float* new_scales(PanelStack& stack, Arena& arena, PackedWeight& owner) {
+  const int64_t count = stack.matrices * stack.first.count() * kPanelRows;
+  owner.memory.push_back(arena.allocate(size_t(count) * sizeof(float)));
+  float* scales = reinterpret_cast<float*>(owner.memory.back().get());
+  stack.first.row_scales = scales;
+  return scales;
+}
+
+// Stores lane `lane` of a panel: `count` 32-bit units, a cache line apart.
+void store_lane(const void* units, int64_t count, int lane, uint8_t* panel) {
+  const uint8_t* from = static_cast<const uint8_t*>(units);
+  for (int64_t i = 0; i < count; ++i) std::memcpy(panel + i * 64 + lane * 4, from + i * 4, 4);
+}
+
+// Rows of the weight as outputs.
+PanelStack pack_rows(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeight& owner) {
+  const bool f32 = has_format(w, Format::kF32);
+  PanelStack stack = new_stack(f32 ? PanelFormat::kF32 : PanelFormat::kBF16, w.count, w.rows,
+                               w.cols, arena, owner);
+  float* scales = !f32 && has_format(w, Format::kNvfp4) ? new_scales(stack, arena, owner) : nullptr;
+  uint8_t* data = const_cast<uint8_t*>(stack.first.data);
+  const int64_t panels = stack.first.count();
+  pool.parallel_for(w.count * panels, [&](int64_t p) {
+    std::vector<float> floats(static_cast<size_t>(w.cols));
+    std::vector<uint16_t> halves(static_cast<size_t>(w.cols) + 1);
+    for (int lane = 0; lane < kPanelRows; ++lane) {
+      const int64_t n = p % panels * kPanelRows + lane;
+      if (n >= w.rows) break;
+      const int64_t r = p / panels * w.rows + n;
+      uint8_t* panel = data + p * stack.first.panel_bytes;
+      if (f32) {
+        decode_row(w, r, floats.data());
+        store_lane(floats.data(), w.cols, lane, panel);
+      } else {
+        bf16_row(w, r, floats.data(), halves.data());
+        store_lane(halves.data(), (w.cols + 1) / 2, lane, panel);
+      }
+      if (scales != nullptr) scales[p * kPanelRows + lane] = scale_of(*find_row(w, r).part);
+    }
+  });
+  return stack;
+}
+
+// Columns of the weight as outputs: the tensor's scale then lies along K, so it must be one.
+PanelStack pack_columns(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeight& owner) {
+  bool f32 = has_format(w, Format::kF32);
+  for (const WeightPart& part : w.parts) f32 |= scale_of(part) != scale_of(w.parts[0]);
+  PanelStack stack = new_stack(f32 ? PanelFormat::kF32 : PanelFormat::kBF16, w.count, w.cols,
+                               w.rows, arena, owner);
+  if (!f32 && scale_of(w.parts[0]) != 1.0f) {
+    float* scales = new_scales(stack, arena, owner);
+    std::fill_n(scales, w.count * stack.first.count() * kPanelRows, scale_of(w.parts[0]));
+  }
+  uint8_t* data = const_cast<uint8_t*>(stack.first.data);
+  const size_t unit = f32 ? 4 : 2;
+  pool.parallel_for(w.total_rows(), [&](int64_t r) {
+    std::vector<float> floats(static_cast<size_t>(w.cols));
+    std::vector<uint16_t> halves(static_cast<size_t>(w.cols) + 1);
+    if (f32) {
+      decode_row(w, r, floats.data());
+    } else {
+      bf16_row(w, r, floats.data(), halves.data());
+    }
+    const uint8_t* values =
+        f32 ? reinterpret_cast<uint8_t*>(floats.data()) : reinterpret_cast<uint8_t*>(halves.data());
+    const int64_t k = r % w.rows;
+    for (int64_t n = 0; n < w.cols; ++n) {
+      const int64_t panel = r / w.rows * stack.first.count() + n / kPanelRows;
+      const int64_t offset =
+          f32 ? k * 64 + n % kPanelRows * 4 : k / 2 * 64 + n % kPanelRows * 4 + k % 2 * 2;
+      std::memcpy(data + panel * stack.first.panel_bytes + offset, values + size_t(n) * unit, unit);
+    }
+  });
+  return stack;
+}
+
+}  // namespace
+
+std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool) {
+  if (weight.use == Use::kTable) return nullptr;
+  auto result = std::make_shared<PackedWeight>();
+  if (weight.use == Use::kVector) {
+    result->values.resize(size_t(weight.total_rows() * weight.cols));
+    decode_row(weight, 0, result->values.data());
+    return result;
+  }
+  result->panels = pack_rows(weight, arena, pool, *result);
+  if (weight.use == Use::kLatentUp) {
+    result->transposed = pack_columns(weight, arena, pool, *result);
+  }
+  return result;
+}
+
+const PackedWeight& packed(const Weight& weight) {
+  CHECK(weight.resident != nullptr, "%s is not uploaded", weight.name.c_str());
+  return *static_cast<const PackedWeight*>(weight.resident.get());
+}
+
+void look_up_row(const Weight& table, int64_t row, float* out) {
+  const PartRow at = find_row(table, row);
+  switch (at.part->format) {
+    case Format::kF32:
+      std::memcpy(out, at.part->values + at.row * table.cols * 4, size_t(table.cols) * 4);
+      return;
+    case Format::kBF16:
+      for (int64_t k = 0; k < table.cols; ++k) {
+        uint16_t bits;
+        std::memcpy(&bits, at.part->values + (at.row * table.cols + k) * 2, 2);
+        out[k] = bf16_to_float(bits);
+      }
+      return;
+    case Format::kNvfp4:
+      decode_nvfp4(at, table.cols, at.part->global_scale, out);
+      return;
+  }
+}
+
+}  // namespace nibble

@@ -1,0 +1,147 @@
+// Row kernels: norm, SwiGLU, weighted sums. Bound by the latency of a few loads and stores at the
+// sizes of one token, by memory at those of a prefill.
+//
+// A row's tail goes through a padded buffer, so that every element sees the vector arithmetic.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backend/cpu/rows.cc"
+#include "backend/cpu/rows.h"
+
+#include <cmath>
+#include <string>
+
+#include "backend/cpu/simd_target.h"
+#include "hwy/foreach_target.h"  // before simd-inl.h
+// clang-format off
+#include "backend/cpu/simd-inl.h"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace nibble {
+namespace HWY_NAMESPACE {
+
+// The first `count` lanes of x, then zeros.
+HWY_INLINE FloatVec load_some(const float* x, int64_t count) {
+  HWY_ALIGN float whole[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) whole[i] = x[i];
+  return load(whole);
+}
+
+HWY_INLINE void store_some(FloatVec v, int64_t count, float* x) {
+  HWY_ALIGN float whole[kLanes];
+  store(v, whole);
+  for (int64_t i = 0; i < count; ++i) x[i] = whole[i];
+}
+
+// Sum of squares by four accumulators of lanes: short chains, so that FP32 loses little.
+float sum_of_squares(const float* x, int64_t n) {
+  FloatVec sum[4] = {zero(), zero(), zero(), zero()};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const FloatVec v = load(x + i + j * kLanes);
+      sum[j] = hn::MulAdd(v, v, sum[j]);
+    }
+  }
+  for (; i < n; i += kLanes) {
+    const FloatVec v = i + kLanes <= n ? load(x + i) : load_some(x + i, n - i);
+    sum[0] = hn::MulAdd(v, v, sum[0]);
+  }
+  return sum_of_lanes(hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3])));
+}
+
+void rms_norm(const float* x, const float* gain, int64_t n, float eps, float* out) {
+  const float mean = sum_of_squares(x, n) / float(n);
+  const FloatVec scale = set(float(1 / std::sqrt(double(mean) + double(eps))));
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    store(hn::Mul(hn::Mul(load(x + i), scale), load(gain + i)), out + i);
+  }
+  if (i < n) {
+    const FloatVec v = hn::Mul(load_some(x + i, n - i), scale);
+    store_some(hn::Mul(v, load_some(gain + i, n - i)), n - i, out + i);
+  }
+}
+
+void add_rms_norm(float* x, const float* delta, const float* gain, int64_t n, float eps,
+                  float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(hn::Add(load(x + i), load(delta + i)), x + i);
+  for (; i < n; ++i) x[i] += delta[i];
+  rms_norm(x, gain, n, eps, out);
+}
+
+void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    store(hn::Mul(silu(load(gate + i)), load(up + i)), out + i);
+  }
+  if (i < n) {
+    const FloatVec v = silu(load_some(gate + i, n - i));
+    store_some(hn::Mul(v, load_some(up + i, n - i)), n - i, out + i);
+  }
+}
+
+void add_scaled(const float* x, float factor, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    store(hn::MulAdd(load(x + i), set(factor), load(out + i)), out + i);
+  }
+  if (i < n) {
+    const FloatVec v = load_some(x + i, n - i);
+    store_some(hn::MulAdd(v, set(factor), load_some(out + i, n - i)), n - i, out + i);
+  }
+}
+
+void sigmoids(float* x, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(sigmoid(load(x + i)), x + i);
+  if (i < n) store_some(sigmoid(load_some(x + i, n - i)), n - i, x + i);
+}
+
+const char* target_name() {
+  return hwy::TargetName(HWY_TARGET);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nibble
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nibble {
+
+HWY_EXPORT(rms_norm);
+HWY_EXPORT(add_rms_norm);
+HWY_EXPORT(silu_mul);
+HWY_EXPORT(add_scaled);
+HWY_EXPORT(sigmoids);
+HWY_EXPORT(target_name);
+
+void add_rms_norm_row(float* x, const float* delta, const float* gain, int64_t n, float eps,
+                      float* out) {
+  if (delta == nullptr) return HWY_DYNAMIC_DISPATCH(rms_norm)(x, gain, n, eps, out);
+  HWY_DYNAMIC_DISPATCH(add_rms_norm)(x, delta, gain, n, eps, out);
+}
+
+void rms_norm_row(const float* x, const float* gain, int64_t n, float eps, float* out) {
+  HWY_DYNAMIC_DISPATCH(rms_norm)(x, gain, n, eps, out);
+}
+
+void silu_mul_row(const float* gate, const float* up, int64_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(silu_mul)(gate, up, n, out);
+}
+
+void add_scaled_row(const float* x, float factor, int64_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(add_scaled)(x, factor, n, out);
+}
+
+void sigmoid_row(float* x, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(sigmoids)(x, n);
+}
+
+std::string simd_target_name() {
+  return HWY_DYNAMIC_DISPATCH(target_name)();
+}
+
+}  // namespace nibble
+#endif

@@ -1,0 +1,58 @@
+// sample: the next token of every row, and log-probabilities. Rows are shared among the threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/workers.h"
+
+namespace nibble {
+
+class Sampler {
+ public:
+  explicit Sampler(Workers& workers) : workers_(workers), threads_(size_t(workers.size())) {}
+
+  // Edits rows of logits while it works and restores them.
+  void run(Tensor logits, const SampleBatch& batch, SampleResult out);
+
+ private:
+  struct Candidate {
+    float logit = 0;
+    int32_t id = 0;
+
+    // In order of falling probability.
+    bool operator<(const Candidate& other) const {
+      return logit > other.logit || (logit == other.logit && id < other.id);
+    }
+  };
+  struct Thread {
+    Scratch<int32_t> ids{};
+    std::vector<float> block_tops{}, saved{};
+    std::vector<double> weights{};
+    std::vector<Candidate> candidates{};
+  };
+
+  struct Result {  // one row's
+    int32_t* token = nullptr;
+    float* logprobs = nullptr;
+    int32_t* top_ids = nullptr;
+  };
+
+  static void sample_row(float* logits, int64_t vocab, const SampleBatch& batch,
+                         const SampleRow& row, Thread& memory, Result out);
+  static int32_t draw(const SampleRow& row, const float* logits, int64_t vocab, Thread& memory);
+  static int32_t draw_of_best(const SampleRow& row, double best, Thread& memory);
+  static int32_t draw_by_mass(const SampleRow& row, const float* logits, int64_t vocab, float best,
+                              Thread& memory);
+  static int32_t draw_of_prefix(const SampleRow& row, double best, double total, bool complete,
+                                Thread& memory);
+  static void collect(const float* logits, int64_t vocab, float least, Thread& memory);
+  static float bound_of_best(const float* logits, int64_t vocab, int64_t count, Thread& memory);
+  static void sort_best(int64_t count, Thread& memory);
+
+  Workers& workers_;
+  std::vector<Thread> threads_;
+};
+
+}  // namespace nibble
