@@ -1,0 +1,33 @@
+# A thin door over CMake and scripts/. ARGS="..." goes to the program: make serve ARGS="--port 9000"
+.DEFAULT_GOAL := help
+.PHONY: help setup build serve chat eval test install format
+PREFIX ?= /usr/local
+ARGS ?=
+
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+
+setup:
+	@scripts/setup.sh build
+
+build: setup  ## the program, at build/nibble
+	@scripts/build.sh release nibble
+
+serve: build  ## serve the pocket model on port 8000
+	@build/nibble serve $(ARGS)
+
+chat: build  ## talk to the pocket model in the terminal
+	@build/nibble chat $(ARGS)
+
+eval: build  ## score the pocket model on its 29 families of problems
+	@build/nibble eval --tasks models/pocket/eval/tasks.jsonl $(ARGS)
+
+test:  ## everything that CI runs
+	@scripts/setup.sh test
+	@scripts/test.sh $(STEPS)
+
+install: build  ## program and pocket model under PREFIX (/usr/local)
+	@cmake --install build --prefix "$(PREFIX)"
+
+format:  ## lay out the C++ sources
+	@find src tests -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format-14 -i
