@@ -3,9 +3,9 @@
 // against reference/ over the cases of cases.h.
 //
 // Shapes: T rows of the batch, R rows with logits, D hidden size. Tensors of activations are F32
-// unless activation_dtype() says otherwise; the residual stream, logits, routing weights and
-// log-probabilities are always F32. Outputs come last. Tensors of one call never alias unless the
-// comment says so. Row counts may be zero.
+// unless activation_dtype() says otherwise and may have a row stride; the residual stream, logits,
+// routing weights and log-probabilities are always F32. Outputs come last. Tensors of one call
+// never alias unless the comment says so. Row counts may be zero.
 //
 // Promise to callers: a row's result does not depend on the other rows of the batch. Input
 // precision and order of summation over K are the same for any number of rows, and attention reads
@@ -65,6 +65,8 @@ class Backend {
   // One line for people: device, instruction set, threads.
   virtual std::string description() const = 0;
   virtual DType activation_dtype() const { return DType::kF32; }
+  // kBF16: linear, experts and kv_b's products round their inputs to BF16 first. Never route.
+  virtual DType product_input_dtype() const { return DType::kF32; }
 
   // Memory ----------------------------------------------------------------------------------------
   // Zeroed, aligned to 256 bytes.

@@ -11,7 +11,8 @@ namespace nibble {
 class Histogram {
  public:
   // `bounds`: rising upper bounds, of static storage duration; +Inf is implied.
-  explicit Histogram(std::span<const double> bounds) : bounds_(bounds), counts_(bounds.size() + 1) {}
+  explicit Histogram(std::span<const double> bounds)
+      : bounds_(bounds), counts_(bounds.size() + 1) {}
 
   void observe(double value) {
     size_t i = 0;
@@ -32,18 +33,17 @@ class Histogram {
 };
 
 // vLLM's bucket bounds; the token times have finer ones besides.
-inline constexpr double kTimeToFirstTokenBuckets[] = {
-    .001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
-    1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
-inline constexpr double kTokenTimeBuckets[] = {.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2,
-                                               .3,   .4,    .5,   .75, 1,    2.5, 5,    7.5, 10, 20,
-                                               40,   80};
-inline constexpr double kRequestTimeBuckets[] = {.3, .5, .8, 1,   1.5, 2,   2.5, 5,   10,   15,  20,
-                                                 30, 40, 50, 60,  120, 240, 480, 960, 1920, 7680};
-inline constexpr double kIterationTokenBuckets[] = {1,   8,   16,  32,   64,   128,
-                                                    256, 512, 1024, 2048, 4096, 8192, 16384};
+inline constexpr double kTimeToFirstTokenBuckets[] = {.001, .005, .01, .02, .04, .06, .08, .1,
+                                                      .25,  .5,   .75, 1,   2.5, 5,   7.5, 10,
+                                                      20,   40,   80,  160, 640, 2560};
+inline constexpr double kTokenTimeBuckets[] = {.001, .0025, .005, .01, .025, .05, .075, .1,
+                                               .15,  .2,    .3,   .4,  .5,   .75, 1,    2.5,
+                                               5,    7.5,   10,   20,  40,   80};
+inline constexpr double kRequestTimeBuckets[] = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+                                                 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+inline constexpr double kIterationTokenBuckets[] = {1,   8,    16,   32,   64,   128,  256,
+                                                    512, 1024, 2048, 4096, 8192, 16384};
 inline constexpr double kTokenCountBuckets[] = {
-    1,   2,   5,    10,   20,   50,    100,   200,   500,
-    1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000};
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000};
 
 }  // namespace nibble

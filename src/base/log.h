@@ -13,10 +13,18 @@ enum class LogLevel { kDebug, kInfo, kWarning, kError, kOff };
 void set_log_level(LogLevel level);
 void log(LogLevel level, std::string_view text);
 
-inline void log_debug(std::string_view text) { log(LogLevel::kDebug, text); }
-inline void log_info(std::string_view text) { log(LogLevel::kInfo, text); }
-inline void log_warning(std::string_view text) { log(LogLevel::kWarning, text); }
-inline void log_error(std::string_view text) { log(LogLevel::kError, text); }
+inline void log_debug(std::string_view text) {
+  log(LogLevel::kDebug, text);
+}
+inline void log_info(std::string_view text) {
+  log(LogLevel::kInfo, text);
+}
+inline void log_warning(std::string_view text) {
+  log(LogLevel::kWarning, text);
+}
+inline void log_error(std::string_view text) {
+  log(LogLevel::kError, text);
+}
 
 // Control characters as \n, \t, \x1b ...; everything else as it is.
 std::string escape_control(std::string_view text);

@@ -4,9 +4,9 @@ namespace nibble {
 namespace {
 
 struct Sequence {
-  size_t length = 0;     // bytes of the maximal valid part
-  bool complete = false; // a whole character
-  bool truncated = false;// valid so far, cut off by the end of the text
+  size_t length = 0;       // bytes of the maximal valid part
+  bool complete = false;   // a whole character
+  bool truncated = false;  // valid so far, cut off by the end of the text
 };
 
 // The sequence that starts at text[0]; text is not empty.

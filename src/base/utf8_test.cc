@@ -21,7 +21,10 @@ TEST(Utf8, ValidTextIsUnchanged) {
 
 TEST(Utf8, EachMaximalPartBecomesOneReplacement) {
   EXPECT_EQ(repaired("\xFF"), "\xEF\xBF\xBD");
-  EXPECT_EQ(repaired("\xE4\xBD" "a"), "\xEF\xBF\xBD" "a");
+  EXPECT_EQ(repaired("\xE4\xBD"
+                     "a"),
+            "\xEF\xBF\xBD"
+            "a");
   EXPECT_EQ(repaired("\xED\xA0\x80"), "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");  // a surrogate
   EXPECT_EQ(repaired("\xC0\xAF"), "\xEF\xBF\xBD\xEF\xBF\xBD");                  // overlong
   EXPECT_EQ(repaired("\xF0\x9F\x98"), "\xEF\xBF\xBD");
@@ -32,7 +35,10 @@ TEST(Utf8, IncompleteEndIsHeld) {
   std::string out;
   EXPECT_EQ(append_valid_utf8("ab\xF0\x9F\x98", true, out), 2u);
   EXPECT_EQ(out, "ab");
-  EXPECT_EQ(append_valid_utf8("\xF0\x9F" "x", true, out), 3u);
+  EXPECT_EQ(append_valid_utf8("\xF0\x9F"
+                              "x",
+                              true, out),
+            3u);
   EXPECT_EQ(out, "ab\xEF\xBF\xBDx");
 }
 

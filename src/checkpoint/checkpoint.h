@@ -1,8 +1,4 @@
 // Checkpoint: a folder of safetensors files as named tensors, memory-mapped.
-//
-//   safetensors: | u64 header size, little-endian | JSON header | data |
-//   header: {"name": {"dtype": "BF16", "shape": [r, c], "data_offsets": [begin, end]}, ...,
-//            "__metadata__": {string: string}}     offsets count from the end of the header
 #pragma once
 
 #include <cstdint>
@@ -10,28 +6,17 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <vector>
 
-#include "base/tensor.h"
+#include "checkpoint/safetensors.h"
 
 namespace nibble {
-
-struct StoredTensor {
-  DType dtype = DType::kF32;
-  std::vector<int64_t> shape{};
-  const uint8_t* data = nullptr;  // mapped; valid while the Checkpoint (or `mapping()`) lives
-  int64_t size_bytes = 0;
-
-  int64_t num_elements() const;
-};
 
 class Checkpoint {
  public:
   // Opens model.safetensors, or the files of model.safetensors.index.json, or, without either, all
   // *.safetensors of the folder. Reads and validates headers only. Throws Error that names the file
-  // and what is wrong: header over 100 MB or over the file, bad JSON, unknown dtype, shape and
-  // bytes that disagree, overlaps, gaps, offsets outside, duplicate names, an index that names a
-  // missing file or tensor.
+  // and what is wrong: all that parse_safetensors() refuses, no files, a tensor in two files, an
+  // index that names a missing file or tensor or a file outside the folder.
   static Checkpoint open(const std::filesystem::path& folder);
   // The same for one file's bytes in memory; `name` stands in messages. The bytes must outlive it.
   static Checkpoint parse(const std::string& name, const uint8_t* bytes, size_t size);
@@ -44,8 +29,6 @@ class Checkpoint {
   std::shared_ptr<const void> mapping() const { return mapping_; }
 
  private:
-  void add_file(const std::string& name, const uint8_t* bytes, size_t size);
-
   std::filesystem::path folder_;
   std::map<std::string, StoredTensor> tensors_;
   std::shared_ptr<const void> mapping_;

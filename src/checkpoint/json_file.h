@@ -3,18 +3,17 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 namespace nibble {
 
 class JsonFile {
  public:
   // Throws Error that names the file: missing, not JSON, not an object, nested deeper than 128,
-  // larger than 64 MiB.
+  // larger than 64 MiB, a key twice in one object.
   static JsonFile load(const std::filesystem::path& path);
   static JsonFile parse(const std::string& name, const std::string& text);
 
@@ -40,6 +39,8 @@ class JsonFile {
 
  private:
   const nlohmann::json* find(const std::string& key) const;
+  int64_t checked_integer(const std::string& key, const nlohmann::json& value, int64_t low,
+                          int64_t high) const;
 
   std::string name_;
   nlohmann::json root_;

@@ -17,16 +17,16 @@
 namespace nibble {
 
 struct EngineOptions {
-  int max_model_len = 4096;            // prompt + output of one request
-  int max_num_seqs = 256;              // sequences in one step
-  int max_num_batched_tokens = 2048;   // rows of one step
-  int page_size = 16;                  // tokens a page of the cache
-  int64_t num_pages = 0;               // > 0
+  int max_model_len = 4096;           // prompt + output of one request
+  int max_num_seqs = 256;             // sequences in one step
+  int max_num_batched_tokens = 2048;  // rows of one step
+  int page_size = 16;                 // tokens a page of the cache
+  int64_t num_pages = 0;              // > 0
   KvFormat kv_format = KvFormat::kBF16;
   bool prefix_caching = true;
   int max_logprobs = 20;
-  int max_waiting = 4096;              // requests; more are refused
-  uint64_t seed = 0;                   // of requests that bring none
+  int max_waiting = 4096;  // requests; more are refused
+  uint64_t seed = 0;       // of requests that bring none
   std::vector<int32_t> eos_token_ids{};
   // Called on the engine thread after the tokens of a step were pushed to their streams: one
   // wake-up a step for a consumer that polls many streams. Must not block or throw.
@@ -35,7 +35,11 @@ struct EngineOptions {
 
 class Engine {
  public:
-  // Allocates cache and scratch on the model's backend; throws Error when they do not fit.
+  // Rows of logits that a step can have: what the model's max_logit_rows must be.
+  static int logit_rows(const EngineOptions& options);
+
+  // Allocates the cache on the model's backend. Throws Error when it does not fit, or when it is
+  // too small for one request of max_model_len.
   Engine(GlmFlash& model, EngineOptions options);
   ~Engine();
 

@@ -10,10 +10,10 @@
 namespace nibble {
 
 struct SamplingParams {
-  float temperature = 1.0f;  // 0: greedy
-  float top_p = 1.0f;        // (0, 1]
-  int top_k = 0;             // 0: off
-  float min_p = 0.0f;        // [0, 1]
+  float temperature = 1.0f;         // 0: greedy
+  float top_p = 1.0f;               // (0, 1]
+  int top_k = 0;                    // 0: off
+  float min_p = 0.0f;               // [0, 1]
   float repetition_penalty = 1.0f;  // > 0, over prompt and output
   float presence_penalty = 0.0f;    // [-2, 2], over the output
   float frequency_penalty = 0.0f;   // [-2, 2], over the output

@@ -26,7 +26,9 @@ struct Token {
 
 struct Finish {
   FinishReason reason = FinishReason::kStop;
-  int32_t stop_token = -1;  // the stop id that ended it (it is not among the tokens), or -1
+  // The stop id that ended it, or -1. It is not among the tokens, but was generated: usage and
+  // metrics count it.
+  int32_t stop_token = -1;
   std::string error{};      // kError: what happened
 };
 

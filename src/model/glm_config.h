@@ -31,7 +31,7 @@ struct GlmConfig {
   bool normalize_top_k = true;
   float routed_scaling = 1.0f;
   float rope_theta = 0;
-  float norm_eps = 0;           // of all norms but:
+  float norm_eps = 0;             // of all norms but:
   float latent_norm_eps = 1e-6f;  // q_a and kv_a norms, which transformers builds with its default
   int max_positions = 0;
   std::vector<int32_t> eos_token_ids{};

@@ -17,19 +17,19 @@ struct GlmFeedForward {  // a dense layer's, or the shared expert
 };
 
 struct GlmLayer {
-  Weight attention_norm;       // [1, D]
-  Weight qkv_a;                // [q_rank + kv_rank + rope, D]: q_a over kv_a
-  Weight q_norm;               // [1, q_rank]
-  Weight q_b;                  // [heads * query_dim, q_rank]
-  Weight kv_norm;              // [1, kv_rank]
-  Weight kv_b;                 // heads x [nope + value, kv_rank]
-  Weight o;                    // [D, heads * value]
-  Weight feed_forward_norm;    // [1, D]
-  GlmFeedForward feed_forward; // dense, or the shared expert
-  Weight router;               // [E, D]; from here on only in layers with experts
-  Weight router_bias;          // [1, E]
-  Weight experts_gate_up;      // E x [2n, D]
-  Weight experts_down;         // E x [D, n]
+  Weight attention_norm;        // [1, D]
+  Weight qkv_a;                 // [q_rank + kv_rank + rope, D]: q_a over kv_a
+  Weight q_norm;                // [1, q_rank]
+  Weight q_b;                   // [heads * query_dim, q_rank]
+  Weight kv_norm;               // [1, kv_rank]
+  Weight kv_b;                  // heads x [nope + value, kv_rank]
+  Weight o;                     // [D, heads * value]
+  Weight feed_forward_norm;     // [1, D]
+  GlmFeedForward feed_forward;  // dense, or the shared expert
+  Weight router;                // [E, D]; from here on only in layers with experts
+  Weight router_bias;           // [1, E]
+  Weight experts_gate_up;       // E x [2n, D]
+  Weight experts_down;          // E x [D, n]
 };
 
 struct GlmWeights {

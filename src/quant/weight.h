@@ -36,9 +36,9 @@ struct WeightPart {
 struct Weight {
   std::string name{};  // name of the model's weight: key of statistics and of error messages
   Use use = Use::kLinear;
-  int64_t count = 1;  // matrices in the stack
-  int64_t rows = 0;   // output features of one matrix
-  int64_t cols = 0;   // input features
+  int64_t count = 1;                // matrices in the stack
+  int64_t rows = 0;                 // output features of one matrix
+  int64_t cols = 0;                 // input features
   std::vector<WeightPart> parts{};  // their rows add up to count * rows
   // Keeps the mapped files alive that `parts` point into.
   std::shared_ptr<const void> source{};

@@ -4,11 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 namespace nibble {
 
@@ -24,9 +23,9 @@ enum class Tag : uint8_t {
   kArgValueEnd,
 };
 
-inline constexpr std::string_view kTagNames[] = {"",          "<think>",    "</think>",
-                                                 "<tool_call>", "</tool_call>", "<arg_key>",
-                                                 "</arg_key>", "<arg_value>", "</arg_value>"};
+inline constexpr std::string_view kTagNames[] = {
+    "",          "<think>",    "</think>",    "<tool_call>", "</tool_call>",
+    "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"};
 
 struct ParserOptions {
   bool reasoning = true;   // false (no reasoning parser): thoughts stay in content, tags and all

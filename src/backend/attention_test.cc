@@ -1,0 +1,248 @@
+// mla_store and mla_attention of a sibling against reference/.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "backend/cases.h"
+#include "backend/create.h"
+#include "backend/reference/reference_backend.h"
+
+namespace nibble {
+namespace {
+
+MlaShape shape_of(const AttentionCase& c) {
+  return {.heads = c.heads,
+          .nope_dim = 192,
+          .rope_dim = 64,
+          .value_dim = 256,
+          .latent_dim = 512,
+          .rope_theta = 1e6f,
+          .norm_eps = 1e-6f};
+}
+
+// The case as a batch whose page tables are shuffled; `contexts` alone (to fill the cache) or
+// segments.
+struct Scene {
+  Batch fill, batch;
+  int num_pages = 0;
+};
+
+Scene scene_of(const AttentionCase& c, std::mt19937& random) {
+  Scene scene;
+  for (const auto& [context, rows] : c.segments) {
+    scene.num_pages += (context + rows + c.page_size - 1) / c.page_size;
+  }
+  std::vector<int32_t> free(size_t(scene.num_pages));
+  for (int i = 0; i < scene.num_pages; ++i) free[size_t(i)] = i;
+  std::shuffle(free.begin(), free.end(), random);
+  for (const auto& [context, rows] : c.segments) {
+    const int first_page = int(scene.batch.pages.size());
+    for (int t = 0; t < context + rows; t += c.page_size) {
+      scene.batch.pages.push_back(free.back());
+      free.pop_back();
+    }
+    scene.fill.segments.push_back({scene.fill.rows(), context, 0, first_page});
+    scene.batch.segments.push_back({scene.batch.rows(), rows, context, first_page});
+    scene.fill.tokens.resize(size_t(scene.fill.rows() + context));
+    scene.batch.tokens.resize(size_t(scene.batch.rows() + rows));
+  }
+  scene.fill.pages = scene.batch.pages;
+  return scene;
+}
+
+struct Inputs {
+  Weight gain, kv_b;
+  std::vector<float> fill_kv, kv, q;
+};
+
+Inputs inputs_of(const AttentionCase& c, const Scene& scene, std::mt19937& random) {
+  const MlaShape s = shape_of(c);
+  return {.gain = float_weight("gain", random_floats(512, random)),
+          .kv_b = random_weight("kv_b", Use::kLatentUp, Format::kBF16, c.heads, 448, 512, random),
+          .fill_kv = random_floats(scene.fill.rows() * s.record_dim(), random, 2),
+          .kv = random_floats(scene.batch.rows() * s.record_dim(), random, 2),
+          .q = random_floats(scene.batch.rows() * c.heads * s.query_dim(), random)};
+}
+
+struct Result {
+  std::vector<uint8_t> cache;
+  std::vector<float> out;
+};
+
+// Stores and attends. With `records`, attends over these instead of its own: a value at a rounding
+// border may be stored either way.
+Result run(Backend& backend, const AttentionCase& c, const Scene& scene, const Inputs& in,
+           const std::vector<uint8_t>* records = nullptr) {
+  const MlaShape s = shape_of(c);
+  KvLayer cache{.format = c.kv_format, .page_size = c.page_size, .width = s.record_dim()};
+  const size_t bytes = size_t(kv_page_bytes(cache) * scene.num_pages);
+  cache.data = backend.allocate(bytes);
+  const Weight gain = backend.upload(in.gain), kv_b = backend.upload(in.kv_b);
+  DeviceMatrix fill_kv(backend, scene.fill.rows(), s.record_dim(), in.fill_kv);
+  DeviceMatrix kv(backend, scene.batch.rows(), s.record_dim(), in.kv);
+  DeviceMatrix q(backend, scene.batch.rows(), c.heads * s.query_dim(), in.q);
+  DeviceMatrix out(backend, scene.batch.rows(), c.heads * s.value_dim);
+  backend.begin_step(scene.fill);
+  backend.mla_store(fill_kv.tensor(), gain, s, scene.fill, cache);
+  backend.begin_step(scene.batch);
+  backend.mla_store(kv.tensor(), gain, s, scene.batch, cache);
+  if (records != nullptr) backend.write(cache.data, records->data(), bytes);
+  backend.mla_attention(q.tensor(), kv_b, s, scene.batch, cache, out.tensor());
+  Result result{.cache = std::vector<uint8_t>(bytes), .out = out.floats()};
+  backend.read(cache.data, result.cache.data(), bytes);
+  backend.free(cache.data);
+  return result;
+}
+
+// Relative size of one rounding step of a cache format.
+double format_step(KvFormat format) {
+  return format == KvFormat::kF32 ? 1e-6 : format == KvFormat::kBF16 ? 0x1p-7 : 0x1p-3;
+}
+
+class AttentionTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override { backend_ = create_backend({.device = GetParam(), .threads = 2}); }
+  ReferenceBackend reference_;
+  std::unique_ptr<Backend> backend_;
+  std::mt19937 random_{11};
+};
+
+TEST_P(AttentionTest, StoreWritesTheSameRecords) {
+  for (const AttentionCase& c : attention_cases()) {
+    const Scene scene = scene_of(c, random_);
+    const Inputs in = inputs_of(c, scene, random_);
+    const auto want = run(reference_, c, scene, in).cache, got = run(*backend_, c, scene, in).cache;
+    const int width = shape_of(c).record_dim();
+    const int64_t record = kv_record_bytes(c.kv_format, width);
+    std::vector<float> a(static_cast<size_t>(width)), b(a);
+    int64_t differing = 0, values = 0;
+    for (size_t i = 0; i < want.size(); i += size_t(record)) {
+      decode_record(c.kv_format, want.data() + i, width, a.data());
+      decode_record(c.kv_format, got.data() + i, width, b.data());
+      for (int k = 0; k < width; ++k, ++values) {
+        // A value at a rounding border may fall to either side; more than one step is an error.
+        differing += a[size_t(k)] != b[size_t(k)];
+        const double step = format_step(c.kv_format) * std::fabs(a[size_t(k)]) + 0x1p-9;
+        ASSERT_NEAR(a[size_t(k)], b[size_t(k)], step) << "record at " << i << ", value " << k;
+      }
+    }
+    if (c.kv_format != KvFormat::kF32) {
+      EXPECT_LE(differing, values / 500);
+    }
+  }
+}
+
+// Bound of one head's output. Scores move by at most d = scale * e * (magnitude of the score's
+// products); probabilities then by a factor e^(2d); the output by (e^(2d) - 1 + errors of exp and
+// of the sums) times the magnitude of the value products.
+std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, const Inputs& in,
+                                    const std::vector<uint8_t>& cache, DType input_dtype) {
+  const MlaShape s = shape_of(c);
+  std::vector<float> w(size_t(in.kv_b.total_rows() * in.kv_b.cols));
+  for (int64_t r = 0; r < in.kv_b.total_rows(); ++r) decode_row(in.kv_b, r, w.data() + r * 512);
+  std::vector<double> bound;
+  const double e =
+      2 * product_error(s.nope_dim, input_dtype) + 2 * product_error(s.record_dim(), input_dtype);
+  for (const Segment& segment : scene.batch.segments) {
+    const int length = segment.context + segment.num_rows;
+    std::vector<double> top(size_t(s.record_dim()), 0.0);  // largest |value| of each column
+    std::vector<float> record(size_t(s.record_dim()));
+    for (int t = 0; t < length; ++t) {
+      const int64_t page = scene.batch.pages[size_t(segment.first_page + t / c.page_size)];
+      decode_record(c.kv_format,
+                    cache.data() + (page * c.page_size + t % c.page_size) *
+                                       kv_record_bytes(c.kv_format, s.record_dim()),
+                    s.record_dim(), record.data());
+      for (size_t k = 0; k < top.size(); ++k)
+        top[k] = std::max(top[k], double(std::fabs(record[k])));
+    }
+    for (int i = 0; i < segment.num_rows; ++i) {
+      for (int h = 0; h < s.heads; ++h) {
+        const float* q =
+            in.q.data() + (int64_t(segment.first_row + i) * s.heads + h) * s.query_dim();
+        double score = 0;
+        for (int d = 0; d < s.nope_dim; ++d) {
+          double row = 0;
+          for (int k = 0; k < 512; ++k)
+            row += std::fabs(w[size_t((h * 448 + d) * 512 + k)]) * top[size_t(k)];
+          score += std::fabs(q[d]) * row;
+        }
+        for (int d = 0; d < s.rope_dim; ++d) {
+          score += std::fabs(q[s.nope_dim + d]) * std::sqrt(2.0) *
+                   std::max(top[size_t(512 + d)], top[size_t(512 + (d ^ 1))]);
+        }
+        const double shift = 2 * score / std::sqrt(double(s.query_dim())) * e;
+        for (int d = 0; d < s.value_dim; ++d) {
+          double value = 0;
+          for (int k = 0; k < 512; ++k) {
+            value += std::fabs(w[size_t((h * 448 + 192 + d) * 512 + k)]) * top[size_t(k)];
+          }
+          bound.push_back(value * (std::expm1(shift) + double(length) * 0x1p-23 +
+                                   product_error(512, input_dtype) + 4 * kFunctionError));
+        }
+      }
+    }
+  }
+  return bound;
+}
+
+TEST_P(AttentionTest, Attention) {
+  for (const AttentionCase& c : attention_cases()) {
+    const Scene scene = scene_of(c, random_);
+    const Inputs in = inputs_of(c, scene, random_);
+    const Result got = run(*backend_, c, scene, in);
+    const Result want = run(reference_, c, scene, in, &got.cache);
+    const auto bound = attention_bound(c, scene, in, got.cache, backend_->product_input_dtype());
+    double xx = 0, xy = 0, yy = 0;
+    for (size_t i = 0; i < bound.size(); ++i) {
+      ASSERT_NEAR(got.out[i], want.out[i], bound[i]) << "element " << i;
+      xx += double(got.out[i]) * got.out[i];
+      xy += double(got.out[i]) * want.out[i];
+      yy += double(want.out[i]) * want.out[i];
+    }
+    // The bound above is for the worst case; the vectors as wholes must be closer: two products'
+    // relative error each way, squared.
+    const double e = 4 * product_error(576, backend_->product_input_dtype());
+    EXPECT_LE(xx + yy - 2 * xy, e * e * (xx + yy) + 1e-30);
+  }
+}
+
+TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
+  const AttentionCase c{4, KvFormat::kBF16, 16, {{0, 150}}};
+  const Scene scene = scene_of(c, random_);
+  const Inputs in = inputs_of(c, scene, random_);
+  const MlaShape s = shape_of(c);
+  const auto whole = run(*backend_, c, scene, in).out;
+
+  KvLayer cache{.format = c.kv_format, .page_size = 16, .width = s.record_dim()};
+  cache.data = backend_->allocate(size_t(kv_page_bytes(cache) * scene.num_pages));
+  const Weight gain = backend_->upload(in.gain), kv_b = backend_->upload(in.kv_b);
+  const int q_dim = s.heads * s.query_dim(), out_dim = s.heads * s.value_dim;
+  for (int first = 0, chunk = 1; first < 150; first += chunk, chunk = chunk % 40 + 13) {
+    chunk = std::min(chunk, 150 - first);
+    Batch batch{.tokens = std::vector<int32_t>(size_t(chunk)),
+                .segments = {{0, chunk, first, 0}},
+                .pages = scene.batch.pages};
+    DeviceMatrix kv(
+        *backend_, chunk, s.record_dim(),
+        {in.kv.begin() + first * s.record_dim(), in.kv.begin() + (first + chunk) * s.record_dim()});
+    DeviceMatrix q(*backend_, chunk, q_dim,
+                   {in.q.begin() + first * q_dim, in.q.begin() + (first + chunk) * q_dim});
+    DeviceMatrix out(*backend_, chunk, out_dim);
+    backend_->begin_step(batch);
+    backend_->mla_store(kv.tensor(), gain, s, batch, cache);
+    backend_->mla_attention(q.tensor(), kv_b, s, batch, cache, out.tensor());
+    const auto part = out.floats();
+    for (size_t i = 0; i < part.size(); ++i) {
+      ASSERT_EQ(part[i], whole[size_t(first * out_dim) + i]) << "chunk at " << first;
+    }
+  }
+  backend_->free(cache.data);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest, testing::Values("reference"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace nibble

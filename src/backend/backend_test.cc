@@ -1,0 +1,334 @@
+// Every operation of a sibling against reference/, over cases.h; and the promise that a row's
+// result does not depend on the other rows, bit for bit.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+
+#include "backend/cases.h"
+#include "backend/create.h"
+#include "backend/reference/reference_backend.h"
+#include "base/numbers.h"
+
+namespace nibble {
+namespace {
+
+class BackendTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    backend_ = create_backend({.device = GetParam(), .threads = 2});
+    random_.seed(7);
+  }
+  ReferenceBackend reference_;
+  std::unique_ptr<Backend> backend_;
+  std::mt19937 random_;
+};
+
+// |got - want| <= bound, elementwise; on failure the worst element is printed.
+void expect_close(const std::vector<float>& got, const std::vector<float>& want,
+                  const std::vector<double>& bound, const std::string& what) {
+  ASSERT_EQ(got.size(), want.size());
+  size_t worst = 0;
+  double worst_share = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double error = std::fabs(double(got[i]) - want[i]);
+    const double share = error / bound[i];
+    if (!(share <= worst_share)) worst_share = share, worst = i;
+    if (std::isnan(share) && error != 0) break;
+  }
+  EXPECT_LE(worst_share, 1.0) << what << ": element " << worst << " is " << got[worst]
+                              << ", should be " << want[worst] << " +- " << bound[worst];
+}
+
+std::vector<float> absolute(std::vector<float> values) {
+  for (float& v : values) v = std::fabs(v);
+  return values;
+}
+
+std::vector<float> decoded(const Weight& w) {
+  std::vector<float> values(size_t(w.total_rows() * w.cols));
+  for (int64_t r = 0; r < w.total_rows(); ++r) decode_row(w, r, values.data() + r * w.cols);
+  return values;
+}
+
+// sum_k |x[k]| |w[n, k]|: what the error bounds of a product are relative to.
+std::vector<double> product_magnitudes(const std::vector<float>& x, const std::vector<float>& w,
+                                       int64_t rows, int64_t outputs, int64_t inputs) {
+  std::vector<double> magnitudes(size_t(rows * outputs), 0.0);
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t n = 0; n < outputs; ++n) {
+      double sum = 0;
+      for (int64_t k = 0; k < inputs; ++k) {
+        sum += std::fabs(double(x[size_t(t * inputs + k)]) * w[size_t(n * inputs + k)]);
+      }
+      magnitudes[size_t(t * outputs + n)] = sum;
+    }
+  }
+  return magnitudes;
+}
+
+std::vector<float> run_linear(Backend& backend, const Weight& host, const std::vector<float>& x,
+                              const std::vector<float>& out, int64_t rows, bool accumulate) {
+  const Weight w = backend.upload(host);
+  DeviceMatrix in(backend, rows, host.cols, x), result(backend, rows, host.rows, out);
+  backend.linear(in.tensor(), w, result.tensor(), accumulate);
+  return result.floats();
+}
+
+TEST_P(BackendTest, Linear) {
+  for (const LinearCase& c : linear_cases()) {
+    const Weight w = random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random_);
+    const auto x = random_floats(c.rows * c.inputs, random_);
+    const auto old = random_floats(c.rows * c.outputs, random_);
+    const auto want = run_linear(reference_, w, x, old, c.rows, c.accumulate);
+    const auto got = run_linear(*backend_, w, x, old, c.rows, c.accumulate);
+    auto bound = product_magnitudes(x, decoded(w), c.rows, c.outputs, c.inputs);
+    for (size_t i = 0; i < bound.size(); ++i) {
+      bound[i] = bound[i] * product_error(c.inputs, backend_->product_input_dtype()) +
+                 0x1p-22 * std::fabs(old[i]) + 1e-30;
+    }
+    expect_close(got, want, bound,
+                 "linear " + std::to_string(c.rows) + "x" + std::to_string(c.outputs) + "x" +
+                     std::to_string(c.inputs) + " format " + std::to_string(int(c.format)));
+  }
+}
+
+TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
+  for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{704, 256}, {63, 272}}) {
+    for (const Format format : {Format::kBF16, Format::kNvfp4}) {
+      const Weight w = random_weight("w", Use::kLinear, format, 1, outputs, inputs, random_);
+      const int64_t rows = 45;
+      const auto x = random_floats(rows * inputs, random_);
+      const std::vector<float> zero(size_t(rows * outputs), 0.0f);
+      const auto all = run_linear(*backend_, w, x, zero, rows, false);
+      for (int64_t t = 0; t < rows; ++t) {
+        const std::vector<float> row(x.begin() + t * inputs, x.begin() + (t + 1) * inputs);
+        const auto alone =
+            run_linear(*backend_, w, row, {zero.begin(), zero.begin() + outputs}, 1, false);
+        for (int64_t n = 0; n < outputs; ++n) {
+          ASSERT_EQ(alone[size_t(n)], all[size_t(t * outputs + n)]) << "row " << t << " out " << n;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(BackendTest, LinearWritesIntoColumnsOfAWiderTensor) {
+  const Weight host = random_weight("w", Use::kLinear, Format::kBF16, 1, 20, 32, random_);
+  const auto x = random_floats(3 * 40, random_);
+  const auto run = [&](Backend& backend) {
+    const Weight w = backend.upload(host);
+    DeviceMatrix in(backend, 3, 40, x), out(backend, 3, 50, std::vector<float>(150, 9.0f));
+    backend.linear(in.tensor().columns(8, 32), w, out.tensor().columns(16, 20));
+    return out.floats();
+  };
+  const auto want = run(reference_), got = run(*backend_);
+  for (size_t i = 0; i < got.size(); ++i) {
+    const bool inside = i % 50 >= 16 && i % 50 < 36;
+    if (inside) {
+      EXPECT_NEAR(got[i], want[i], 0.05) << i;
+    } else {
+      EXPECT_EQ(got[i], 9.0f) << i;
+    }
+  }
+}
+
+TEST_P(BackendTest, AddRmsNorm) {
+  for (const auto& [rows, cols] :
+       {std::pair<int64_t, int64_t>{1, 256}, {3, 128}, {7, 100}, {0, 64}, {2, 2048}, {1, 5}}) {
+    for (const bool with_delta : {false, true}) {
+      const Weight gain = random_weight("g", Use::kVector, Format::kBF16, 1, 1, cols, random_);
+      const auto x = random_floats(rows * cols, random_, 1000),
+                 d = random_floats(rows * cols, random_);
+      const auto run = [&](Backend& backend, std::vector<float>& stream) {
+        const Weight g = backend.upload(gain);
+        DeviceMatrix a(backend, rows, cols, x), b(backend, rows, cols, d), out(backend, rows, cols);
+        backend.add_rms_norm(a.tensor(), with_delta ? b.tensor() : Tensor(), g, 1e-5f,
+                             out.tensor());
+        stream = a.floats();
+        return out.floats();
+      };
+      std::vector<float> want_stream, got_stream;
+      const auto want = run(reference_, want_stream), got = run(*backend_, got_stream);
+      EXPECT_EQ(got_stream, want_stream);
+      std::vector<double> bound;
+      for (const float v : want) {
+        bound.push_back((double(cols + 4) * 0x1p-24 + kFunctionError) * std::fabs(v) + 1e-30);
+      }
+      expect_close(got, want, bound, "add_rms_norm of " + std::to_string(cols));
+    }
+  }
+}
+
+TEST_P(BackendTest, EmbedAndGatherCopyRows) {
+  for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kF32}) {
+    const Weight host = random_weight("e", Use::kTable, format, 1, 50, 64, random_);
+    const Batch batch{
+        .tokens = {3, 49, 0, 3}, .segments = {{0, 4, 0, 0}}, .pages = {0}, .logit_rows = {1, 3}};
+    const auto run = [&](Backend& backend) {
+      const Weight table = backend.upload(host);
+      DeviceMatrix x(backend, 4, 64), rows(backend, 2, 64);
+      backend.begin_step(batch);
+      backend.embed(table, batch, x.tensor());
+      backend.gather_rows(x.tensor(), batch, rows.tensor());
+      return rows.floats();
+    };
+    EXPECT_EQ(run(*backend_), run(reference_));
+  }
+}
+
+TEST_P(BackendTest, SiluMul) {
+  for (const auto& [rows, width] :
+       {std::pair<int64_t, int64_t>{1, 64}, {3, 17}, {0, 8}, {5, 768}}) {
+    auto values = random_floats(rows * 2 * width, random_, 8);
+    if (rows == 1) values[0] = -200, values[1] = 200, values[2] = 0;
+    const auto run = [&](Backend& backend) {
+      DeviceMatrix in(backend, rows, 2 * width, values), out(backend, rows, width);
+      backend.silu_mul(in.tensor(), out.tensor());
+      return out.floats();
+    };
+    const auto want = run(reference_), got = run(*backend_);
+    std::vector<double> bound;
+    for (const float v : want) bound.push_back(4 * kFunctionError * std::fabs(v) + 1e-30);
+    expect_close(got, want, bound, "silu_mul");
+  }
+}
+
+struct RoutingResult {
+  std::vector<int32_t> experts;
+  std::vector<float> weights;
+};
+
+RoutingResult run_route(Backend& backend, const Weight& router, const Weight& bias,
+                        const RouterShape& shape, const std::vector<float>& x, int64_t rows) {
+  const Weight w = backend.upload(router), b = backend.upload(bias);
+  DeviceMatrix in(backend, rows, router.cols, x);
+  DeviceMatrix experts(backend, rows, shape.top_k, DType::kI32),
+      weights(backend, rows, shape.top_k);
+  backend.route(in.tensor(), w, b, shape, {experts.tensor(), weights.tensor()});
+  return {experts.ints(), weights.floats()};
+}
+
+TEST_P(BackendTest, Route) {
+  for (const auto& [rows, experts] :
+       {std::pair<int64_t, int>{1, 16}, {9, 64}, {33, 48}, {0, 16}, {4, 5}}) {
+    const RouterShape shape{.num_experts = experts, .top_k = 4, .scaling = 1.8f};
+    const Weight router = random_weight("r", Use::kLinear, Format::kBF16, 1, experts, 256, random_);
+    const Weight bias = random_weight("b", Use::kVector, Format::kF32, 1, 1, experts, random_);
+    const auto x = random_floats(rows * 256, random_);
+    const auto want = run_route(reference_, router, bias, shape, x, rows);
+    const auto got = run_route(*backend_, router, bias, shape, x, rows);
+    EXPECT_EQ(got.experts, want.experts);
+    std::vector<double> bound(want.weights.size(), 258 * 0x1p-24 * 1.8 + 1e-5);
+    expect_close(got.weights, want.weights, bound, "route");
+  }
+}
+
+TEST_P(BackendTest, RouteTakesTheLowestIdsOfEquals) {
+  const RouterShape shape{.num_experts = 20, .top_k = 3, .scaling = 1.0f};
+  Weight router = float_weight("r", std::vector<float>(20 * 32, 0.0f));
+  router.use = Use::kLinear;
+  router.rows = router.parts[0].rows = 20;
+  router.cols = 32;
+  const Weight bias = float_weight("b", std::vector<float>(20, 0.0f));
+  const auto got = run_route(*backend_, router, bias, shape, random_floats(2 * 32, random_), 2);
+  EXPECT_EQ(got.experts, (std::vector<int32_t>{0, 1, 2, 0, 1, 2}));
+  for (const float w : got.weights) EXPECT_NEAR(w, 1.0 / 3, 1e-6);
+}
+
+struct ExpertsInput {
+  std::vector<float> x, weights;
+  std::vector<int32_t> experts;
+};
+
+std::vector<float> run_experts(Backend& backend, const ExpertsCase& c, const Weight& gate_up,
+                               const Weight& down, const ExpertsInput& input, int64_t first,
+                               int64_t rows) {
+  const Weight g = backend.upload(gate_up), d = backend.upload(down);
+  DeviceMatrix x(backend, rows, c.hidden,
+                 {input.x.begin() + first * c.hidden, input.x.begin() + (first + rows) * c.hidden});
+  DeviceMatrix ids(backend, rows, c.top_k, DType::kI32);
+  backend.write(ids.tensor().data, input.experts.data() + first * c.top_k,
+                size_t(rows * c.top_k) * sizeof(int32_t));
+  DeviceMatrix weights(
+      backend, rows, c.top_k,
+      {input.weights.begin() + first * c.top_k, input.weights.begin() + (first + rows) * c.top_k});
+  DeviceMatrix out(backend, rows, c.hidden);
+  backend.experts(x.tensor(), {ids.tensor(), weights.tensor()}, g, d, out.tensor());
+  return out.floats();
+}
+
+ExpertsInput random_experts_input(const ExpertsCase& c, std::mt19937& random) {
+  ExpertsInput input{.x = random_floats(c.rows * c.hidden, random),
+                     .weights = absolute(random_floats(c.rows * c.top_k, random)),
+                     .experts = {}};
+  for (int64_t t = 0; t < c.rows; ++t) {
+    std::vector<int32_t> ids(size_t(c.num_experts));
+    for (int e = 0; e < c.num_experts; ++e) ids[size_t(e)] = e;
+    std::shuffle(ids.begin(), ids.end(), random);
+    input.experts.insert(input.experts.end(), ids.begin(), ids.begin() + c.top_k);
+  }
+  return input;
+}
+
+// |silu(g) u| <= |g| |u| and silu is 1.1-Lipschitz, so the error of the inner value is at most
+// (1.1 + 1) e1 * G U + e_f G U with G, U the magnitudes of both products; the second product adds
+// its own e2 over the same magnitudes.
+std::vector<double> experts_bound(const ExpertsCase& c, const Weight& gate_up, const Weight& down,
+                                  const ExpertsInput& input, DType input_dtype) {
+  const auto g = decoded(gate_up), d = decoded(down);
+  const double e1 = product_error(c.hidden, input_dtype), e2 = product_error(c.width, input_dtype);
+  std::vector<double> bound(size_t(c.rows * c.hidden), 1e-30);
+  for (int64_t t = 0; t < c.rows; ++t) {
+    const std::vector<float> x(input.x.begin() + t * c.hidden,
+                               input.x.begin() + (t + 1) * c.hidden);
+    for (int k = 0; k < c.top_k; ++k) {
+      const int64_t e = input.experts[size_t(t * c.top_k + k)];
+      const std::vector<float> w(g.begin() + e * 2 * c.width * c.hidden,
+                                 g.begin() + (e + 1) * 2 * c.width * c.hidden);
+      const auto magnitudes = product_magnitudes(x, w, 1, 2 * c.width, c.hidden);
+      for (int64_t n = 0; n < c.hidden; ++n) {
+        double sum = 0;
+        for (int64_t i = 0; i < c.width; ++i) {
+          sum += std::fabs(d[size_t((e * c.hidden + n) * c.width + i)]) * magnitudes[size_t(i)] *
+                 magnitudes[size_t(i + c.width)];
+        }
+        bound[size_t(t * c.hidden + n)] += input.weights[size_t(t * c.top_k + k)] * sum *
+                                           (2.2 * e1 + 1.1 * e2 + 8 * kFunctionError);
+      }
+    }
+  }
+  return bound;
+}
+
+TEST_P(BackendTest, Experts) {
+  for (const ExpertsCase& c : experts_cases()) {
+    const Weight gate_up = random_weight("gate_up", Use::kExperts, c.format, c.num_experts,
+                                         2 * c.width, c.hidden, random_);
+    const Weight down =
+        random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden, c.width, random_);
+    const ExpertsInput input = random_experts_input(c, random_);
+    const auto want = run_experts(reference_, c, gate_up, down, input, 0, c.rows);
+    const auto got = run_experts(*backend_, c, gate_up, down, input, 0, c.rows);
+    expect_close(got, want, experts_bound(c, gate_up, down, input, backend_->product_input_dtype()),
+                 "experts with " + std::to_string(c.rows) + " rows");
+    for (int64_t t = 0; t < std::min<int64_t>(c.rows, 12); ++t) {
+      const auto alone = run_experts(*backend_, c, gate_up, down, input, t, 1);
+      for (int64_t i = 0; i < c.hidden; ++i) {
+        ASSERT_EQ(alone[size_t(i)], got[size_t(t * c.hidden + i)]) << "row " << t;
+      }
+    }
+  }
+}
+
+TEST_P(BackendTest, ReplayRunsTheStep) {
+  int calls = 0;
+  backend_->replay(1, [&] { ++calls; });
+  EXPECT_EQ(calls, 1);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, testing::Values("reference"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace nibble

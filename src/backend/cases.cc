@@ -1,0 +1,161 @@
+#include "backend/cases.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "base/numbers.h"
+#include "quant/nvfp4.h"
+
+namespace nibble {
+
+std::vector<LinearCase> linear_cases() {
+  std::vector<LinearCase> cases;
+  for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kF32}) {
+    for (const int64_t rows : {0, 1, 2, 5, 6, 7, 13, 33}) {
+      cases.push_back({rows, 48, 64, format});
+    }
+    cases.push_back({1, 1, 16, format});
+    cases.push_back({3, 17, 48, format});
+    cases.push_back({9, 63, 272, format, true});
+    cases.push_back({1, 6144, 256, format});
+    cases.push_back({4, 256, 1024, format, true});
+    cases.push_back({70, 704, 256, format});
+    cases.push_back({2, 576, 5120, format});
+  }
+  cases.push_back({3, 20, 33, Format::kBF16});  // NVFP4 has no odd K
+  cases.push_back({1, 5, 1, Format::kBF16});
+  return cases;
+}
+
+std::vector<ExpertsCase> experts_cases() {
+  std::vector<ExpertsCase> cases;
+  for (const Format format : {Format::kBF16, Format::kNvfp4}) {
+    for (const int64_t rows : {0, 1, 3, 40}) cases.push_back({rows, 16, 4, 256, 64, format});
+    cases.push_back({5, 3, 3, 48, 16, format});
+    cases.push_back({9, 48, 4, 512, 96, format});
+    cases.push_back({300, 8, 2, 64, 32, format});
+  }
+  return cases;
+}
+
+std::vector<AttentionCase> attention_cases() {
+  std::vector<AttentionCase> cases;
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFp8}) {
+    cases.push_back({4, format, 16, {{0, 1}}});
+    cases.push_back({4, format, 16, {{0, 37}}});
+    cases.push_back({4, format, 16, {{63, 1}, {64, 1}, {200, 1}}});
+    cases.push_back({4, format, 5, {{7, 3}, {0, 20}, {129, 1}}});
+    cases.push_back({20, format, 64, {{100, 2}, {5, 1}}});
+  }
+  cases.push_back({1, KvFormat::kBF16, 16, {{1100, 1}}});
+  cases.push_back({3, KvFormat::kBF16, 16, {{600, 70}}});
+  cases.push_back({4, KvFormat::kBF16, 16, {}});
+  return cases;
+}
+
+std::vector<float> random_floats(int64_t count, std::mt19937& random, float scale) {
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& v : values) v = normal(random);
+  return values;
+}
+
+namespace {
+
+struct OwnedBytes {
+  std::vector<uint8_t> values, scales;
+};
+
+std::vector<uint8_t> random_values(Format format, int64_t count, float deviation,
+                                   std::mt19937& random) {
+  std::vector<uint8_t> bytes;
+  const std::vector<float> floats =
+      random_floats(format == Format::kNvfp4 ? 0 : count, random, deviation);
+  if (format == Format::kF32) {
+    bytes.resize(floats.size() * 4);
+    std::memcpy(bytes.data(), floats.data(), bytes.size());
+  } else if (format == Format::kBF16) {
+    bytes.resize(floats.size() * 2);
+    for (size_t i = 0; i < floats.size(); ++i) {
+      const uint16_t bits = float_to_bf16(floats[i]);
+      std::memcpy(bytes.data() + 2 * i, &bits, 2);
+    }
+  } else {
+    bytes.resize(size_t(count) / 2);
+    for (uint8_t& byte : bytes) byte = uint8_t(random());
+  }
+  return bytes;
+}
+
+}  // namespace
+
+Weight random_weight(const std::string& name, Use use, Format format, int64_t count, int64_t rows,
+                     int64_t cols, std::mt19937& random) {
+  Weight w{.name = name, .use = use, .count = count, .rows = rows, .cols = cols};
+  auto owned = std::make_shared<OwnedBytes>();
+  const int64_t total = count * rows;
+  const float deviation = 1 / std::sqrt(float(cols));
+  owned->values = random_values(format, total * cols, deviation, random);
+  if (format == Format::kNvfp4) {
+    owned->scales.resize(size_t(total * cols / nvfp4::kBlock));
+    for (uint8_t& scale : owned->scales) scale = uint8_t(0x28 + random() % 0x30);  // 0.25 .. 30
+  }
+  const int64_t split = total > 1 ? total / 2 : total;
+  for (int64_t first = 0; first < total; first += split) {
+    const int64_t part_rows = std::min(split, total - first);
+    WeightPart part{.format = format, .rows = part_rows};
+    part.values =
+        owned->values.data() + first * cols * int64_t(owned->values.size()) / (total * cols);
+    if (format == Format::kNvfp4) {
+      part.block_scales = owned->scales.data() + first * cols / nvfp4::kBlock;
+      part.global_scale = deviation * (first == 0 ? 0.11f : 0.07f);
+    }
+    w.parts.push_back(part);
+  }
+  w.source = owned;
+  return w;
+}
+
+Weight float_weight(const std::string& name, std::vector<float> values) {
+  auto owned = std::make_shared<std::vector<float>>(std::move(values));
+  Weight w{.name = name, .use = Use::kVector, .rows = 1, .cols = int64_t(owned->size())};
+  w.parts = {{.format = Format::kF32,
+              .rows = 1,
+              .values = reinterpret_cast<const uint8_t*>(owned->data())}};
+  w.source = owned;
+  return w;
+}
+
+DeviceMatrix::DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, DType dtype)
+    : backend_(backend),
+      tensor_(backend.allocate(size_t(rows * cols) * dtype_bytes(dtype)), dtype, rows, cols) {}
+
+DeviceMatrix::DeviceMatrix(Backend& backend, int64_t rows, int64_t cols,
+                           const std::vector<float>& values)
+    : DeviceMatrix(backend, rows, cols) {
+  CHECK(int64_t(values.size()) == rows * cols);
+  backend_.write(tensor_.data, values.data(), values.size() * sizeof(float));
+}
+
+DeviceMatrix::~DeviceMatrix() {
+  backend_.free(tensor_.data);
+}
+
+std::vector<float> DeviceMatrix::floats() const {
+  std::vector<float> host(size_t(tensor_.rows * tensor_.cols));
+  backend_.read(tensor_.data, host.data(), host.size() * sizeof(float));
+  return host;
+}
+
+std::vector<int32_t> DeviceMatrix::ints() const {
+  std::vector<int32_t> host(size_t(tensor_.rows * tensor_.cols));
+  backend_.read(tensor_.data, host.data(), host.size() * sizeof(int32_t));
+  return host;
+}
+
+double product_error(int64_t inputs, DType input_dtype) {
+  const double sum = double(inputs + 2) * 0x1p-24;
+  return input_dtype == DType::kBF16 ? sum + 0x1p-8 : sum;
+}
+
+}  // namespace nibble

@@ -1,0 +1,76 @@
+// The cases of every operation, read by backend_test (against reference/) and backend_bench: shapes
+// with remainders, one row, no row, the pocket model's and the real model's. And what both need to
+// run them: random weights and tensors, and tolerances derived from dtype and K.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace nibble {
+
+struct LinearCase {
+  int64_t rows, outputs, inputs;
+  Format format;
+  bool accumulate = false;
+};
+
+struct ExpertsCase {
+  int64_t rows;
+  int num_experts, top_k;
+  int64_t hidden, width;
+  Format format;
+};
+
+struct AttentionCase {
+  int heads;
+  KvFormat kv_format;
+  int page_size;
+  std::vector<std::pair<int, int>> segments;  // (context, rows)
+};
+
+std::vector<LinearCase> linear_cases();
+std::vector<ExpertsCase> experts_cases();
+std::vector<AttentionCase> attention_cases();
+
+// A weight that owns its random bytes: values N(0, 1/cols); NVFP4 with random codes and block
+// scales, and a different global scale in each of two parts.
+Weight random_weight(const std::string& name, Use use, Format format, int64_t count, int64_t rows,
+                     int64_t cols, std::mt19937& random);
+
+// A weight of one row that owns these values, as FP32.
+Weight float_weight(const std::string& name, std::vector<float> values);
+
+// An FP32 matrix in a backend's memory.
+class DeviceMatrix {
+ public:
+  DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, DType dtype = DType::kF32);
+  DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, const std::vector<float>& values);
+  ~DeviceMatrix();
+  DeviceMatrix(const DeviceMatrix&) = delete;
+  DeviceMatrix& operator=(const DeviceMatrix&) = delete;
+
+  Tensor tensor() const { return tensor_; }
+  std::vector<float> floats() const;
+  std::vector<int32_t> ints() const;
+
+ private:
+  Backend& backend_;
+  Tensor tensor_;
+};
+
+std::vector<float> random_floats(int64_t count, std::mt19937& random, float scale = 1.0f);
+
+// Bound on the relative error of a sum of K products in FP32, in any order, with inputs of the
+// given dtype: (K + 2) * 2^-24, and 2^-8 more when one factor was rounded to BF16 (half an ulp is
+// 2^-9 relative; the result's own rounding and the second order fit in the rest).
+double product_error(int64_t inputs, DType input_dtype);
+
+// The largest relative error that a backend's exp, reciprocal and square root may have.
+inline constexpr double kFunctionError = 1e-6;
+
+}  // namespace nibble

@@ -1,0 +1,128 @@
+#include "model/glm_flash.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+constexpr size_t kAlignment = 256;
+
+size_t aligned(size_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+}  // namespace
+
+GlmFlash::GlmFlash(const GlmConfig& config, const GlmWeights& weights, Backend& backend,
+                   int max_rows, int max_logit_rows)
+    : config_(config),
+      weights_(weights),
+      backend_(backend),
+      max_rows_(max_rows),
+      max_logit_rows_(max_logit_rows) {
+  arena_size_ = scratch_bytes();
+  arena_ = static_cast<char*>(backend_.allocate(arena_size_));
+}
+
+GlmFlash::~GlmFlash() {
+  backend_.free(arena_);
+}
+
+Tensor GlmFlash::forward(const Batch& batch, std::span<const KvLayer> caches) {
+  CHECK(batch.rows() <= max_rows_ && int(batch.logit_rows.size()) <= max_logit_rows_);
+  CHECK(int(caches.size()) == config_.num_layers);
+  arena_used_ = 0;
+  const DType activation = backend_.activation_dtype();
+  Tensor x = scratch(batch.rows(), config_.hidden, DType::kF32);  // residual stream
+  Tensor h = scratch(batch.rows(), config_.hidden, activation);   // normalised input of a block
+  Tensor d =
+      scratch(batch.rows(), config_.hidden, activation);  // its output, added by the next norm
+
+  backend_.begin_step(batch);
+  backend_.embed(weights_.embedding, batch, x);
+  for (int l = 0; l < config_.num_layers; ++l) {
+    const size_t mark = arena_used_;
+    const GlmLayer& w = weights_.layers[size_t(l)];
+    backend_.add_rms_norm(x, l == 0 ? Tensor() : d, w.attention_norm, config_.norm_eps, h);
+    hidden_state(l, x);
+    attention(w, batch, caches[size_t(l)], h, d);
+    backend_.add_rms_norm(x, d, w.feed_forward_norm, config_.norm_eps, h);
+    feed_forward(w, config_.is_dense(l), h, d);
+    arena_used_ = mark;
+  }
+  backend_.add_rms_norm(x, d, weights_.final_norm, config_.norm_eps, h);
+  hidden_state(config_.num_layers, h);
+
+  const int64_t logit_rows = int64_t(batch.logit_rows.size());
+  Tensor last = scratch(logit_rows, config_.hidden, activation);
+  Tensor logits = scratch(logit_rows, config_.vocab, DType::kF32);
+  backend_.gather_rows(h, batch, last);
+  backend_.linear(last, weights_.lm_head, logits);
+  return logits;
+}
+
+void GlmFlash::attention(const GlmLayer& w, const Batch& batch, const KvLayer& cache, Tensor h,
+                         Tensor out) {
+  const MlaShape mla = config_.mla();
+  const DType activation = backend_.activation_dtype();
+  Tensor qkv = scratch(h.rows, config_.q_rank + mla.record_dim(), activation);
+  Tensor q_latent = qkv.columns(0, config_.q_rank);
+  Tensor kv = qkv.columns(config_.q_rank, mla.record_dim());
+  Tensor q_normed = scratch(h.rows, config_.q_rank, activation);
+  Tensor q = scratch(h.rows, mla.heads * mla.query_dim(), activation);
+  Tensor values = scratch(h.rows, mla.heads * mla.value_dim, activation);
+
+  backend_.linear(h, w.qkv_a, qkv);
+  backend_.add_rms_norm(q_latent, {}, w.q_norm, config_.latent_norm_eps, q_normed);
+  backend_.linear(q_normed, w.q_b, q);
+  backend_.mla_store(kv, w.kv_norm, mla, batch, cache);
+  backend_.mla_attention(q, w.kv_b, mla, batch, cache, values);
+  backend_.linear(values, w.o, out);
+}
+
+void GlmFlash::feed_forward(const GlmLayer& w, bool dense, Tensor h, Tensor out) {
+  if (dense) return gated_mlp(w.feed_forward, h, out, /*accumulate=*/false);
+
+  Routing routing{scratch(h.rows, config_.top_k, DType::kI32),
+                  scratch(h.rows, config_.top_k, DType::kF32)};
+  backend_.route(h, w.router, w.router_bias, config_.router(), routing);
+  backend_.experts(h, routing, w.experts_gate_up, w.experts_down, out);
+  gated_mlp(w.feed_forward, h, out, /*accumulate=*/true);  // the shared expert
+}
+
+void GlmFlash::gated_mlp(const GlmFeedForward& w, Tensor h, Tensor out, bool accumulate) {
+  Tensor gate_up = scratch(h.rows, w.gate_up.rows, backend_.activation_dtype());
+  Tensor inner = scratch(h.rows, w.down.cols, backend_.activation_dtype());
+  backend_.linear(h, w.gate_up, gate_up);
+  backend_.silu_mul(gate_up, inner);
+  backend_.linear(inner, w.down, out, accumulate);
+}
+
+void GlmFlash::hidden_state(int index, Tensor x) {
+  if (on_hidden_state) on_hidden_state(index, x);
+}
+
+Tensor GlmFlash::scratch(int64_t rows, int64_t cols, DType dtype) {
+  const size_t bytes = aligned(size_t(rows * cols) * dtype_bytes(dtype));
+  CHECK(arena_used_ + bytes <= arena_size_, "%zu + %zu > %zu", arena_used_, bytes, arena_size_);
+  void* memory = arena_ + arena_used_;
+  arena_used_ += bytes;
+  return {memory, dtype, rows, cols};
+}
+
+// The most that forward() takes at once, by the same shapes.
+size_t GlmFlash::scratch_bytes() const {
+  const MlaShape mla = config_.mla();
+  const int64_t widest_gate = std::max<int64_t>(
+      2 * int64_t(config_.dense_dim), 2 * int64_t(config_.expert_dim) * config_.shared_experts);
+  const int64_t attention =
+      2 * config_.q_rank + mla.record_dim() + mla.heads * (mla.query_dim() + mla.value_dim);
+  const int64_t feed_forward = 2 * config_.top_k + widest_gate + widest_gate / 2;
+  const int64_t row = 3 * config_.hidden + attention + feed_forward;
+  const int64_t logit_row = config_.hidden + config_.vocab;
+  const int64_t values = max_rows_ * row + max_logit_rows_ * logit_row;
+  constexpr size_t kTensors = 24;  // each may lose up to one alignment
+  return size_t(values) * sizeof(float) + kTensors * kAlignment;
+}
+
+}  // namespace nibble
