@@ -85,7 +85,7 @@ TEST_P(GoldenTest, GreedyIdsEqualTransformers) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, GoldenTest, testing::Values("reference"),
+INSTANTIATE_TEST_SUITE_P(Backends, GoldenTest, testing::Values("reference", "cpu"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
