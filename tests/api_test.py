@@ -80,7 +80,10 @@ def test_methods(server):
         assert not any(name.startswith("access-control-") for name in response.headers)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v2/models", "/v1/embeddings", "/v1/chat", "/health/", "/%2e%2e/x", "//"])
+NOWHERE = ["/", "/v1", "/v2/models", "/v1/embeddings", "/v1/chat", "/health/", "/%2e%2e/x", "//"]
+
+
+@pytest.mark.parametrize("path", NOWHERE)
 def test_unknown_paths(server, path):
     check_error(server.http.get(server.url + path), 404, "NotFoundError")
     check_error(server.http.post(server.url + path, json={}), 404, "NotFoundError")
@@ -186,7 +189,10 @@ def test_tokenize_with_tools(server):
     assert server.answer("/tokenize", {"messages": messages, "tools": tools})["tokens"] == golden.prompt_ids
 
 
-TEXTS = ["", " ", "a", "\n\n  \t", "naïve café", "日本語のテキスト", "👩‍👩‍👧‍👦🏳️‍🌈", "\u0000\u001f\u007f", "\u2028\ufeff", "e\u0301", "𝔘𝔫𝔦", "a" * 5000]
+TEXTS = [
+    "", " ", "a", "\n\n  \t", "naïve café", "日本語のテキスト", "👩‍👩‍👧‍👦🏳️‍🌈", "\u0000\u001f\u007f", "\u2028\ufeff",
+    "e\u0301", "𝔘𝔫𝔦", "a" * 5000,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: ascii(text[:12]))
@@ -258,7 +264,13 @@ def test_logit_bias(server):
 
 
 def test_tokens_as_ids(server):
-    body = {"prompt": SUM.prompt_ids, "temperature": 0, "max_tokens": 2, "logprobs": 1, "return_tokens_as_token_ids": True}
+    body = {
+        "prompt": SUM.prompt_ids,
+        "temperature": 0,
+        "max_tokens": 2,
+        "logprobs": 1,
+        "return_tokens_as_token_ids": True,
+    }
     logprobs = server.answer(COMPLETIONS, body)["choices"][0]["logprobs"]
     assert logprobs["tokens"] == [f"token_id:{token}" for token in SUM.ids[:2]]
     assert list(logprobs["top_logprobs"][0]) == [f"token_id:{SUM.ids[0]}"]

@@ -159,8 +159,13 @@ def test_missing_or_absurd_field(nibble, folder, key):
         check_error(run(nibble, "serve", folder), "config.json", key)
 
 
-@pytest.mark.parametrize("key, value", [("hidden_size", 512), ("kv_lora_rank", 256), ("n_routed_experts", 32),
-                                        ("num_hidden_layers", 5), ("num_hidden_layers", 7), ("vocab_size", 8192)])  # fmt: skip
+CONTRADICTIONS = [
+    ("hidden_size", 512), ("kv_lora_rank", 256), ("n_routed_experts", 32), ("num_hidden_layers", 5),
+    ("num_hidden_layers", 7), ("vocab_size", 8192),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key, value", CONTRADICTIONS)
 def test_config_that_contradicts_the_tensors(nibble, folder, key, value):
     def change(config):
         config[key] = value

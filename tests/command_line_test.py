@@ -95,8 +95,8 @@ HARMLESS = """
 --no-enforce-eager
 --async-scheduling
 --seed 1
+--seed 1 --seed 2
 --served-model-name a b
---host 127.0.0.1
 --api-key a b
 --allowed-origins ["*"]
 --allowed-methods ["*"]
@@ -206,9 +206,9 @@ BAD_ARGUMENTS = [
     (["--max-model-len", "many"], "--max-model-len"),
     (["--max-num-seqs", "0"], "--max-num-seqs"),
     (["--max-num-seqs", "512", "--max-num-batched-tokens", "64"], "--max-num-batched-tokens"),
-    (["--num-gpu-blocks-override", "1"], "--num-gpu-blocks-override"),
+    (["--num-gpu-blocks-override", "1", "--max-model-len", "4096"], "--num-gpu-blocks-override"),
     (["--num-gpu-blocks-override", "-5"], "--num-gpu-blocks-override"),
-    (["--kv-cache-memory-bytes", "1000"], "--kv-cache-memory-bytes"),
+    (["--kv-cache-memory-bytes", "1000", "--max-model-len", "4096"], "--kv-cache-memory-bytes"),
     (["--override-generation-config", "{"], "--override-generation-config"),
     (["--override-generation-config", "[1]"], "--override-generation-config"),
     (["--override-generation-config", '{"temperature": -1}'], "temperature"),

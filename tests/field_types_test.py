@@ -101,6 +101,7 @@ CASES = [
     *((COMPLETIONS, case) for case in COMMON + COMPLETIONS_ONLY),
 ]
 
+
 def wrong_values(types, bad):
     values = list(bad)
     for kind, sample in SAMPLES.items():

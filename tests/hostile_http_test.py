@@ -164,7 +164,9 @@ def test_bad_requests(server, name):
 
 def test_chunked_request(server):
     body = json.dumps({"prompt": "Hello"}).encode()
-    pieces = b"".join(b"%x;name=value\r\n%s\r\n" % (len(body[i : i + 3]), body[i : i + 3]) for i in range(0, len(body), 3))
+    pieces = b"".join(
+        b"%x;name=value\r\n%s\r\n" % (len(body[i : i + 3]), body[i : i + 3]) for i in range(0, len(body), 3)
+    )
     head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     for trailer in (b"", b"X-Trailer: y\r\n"):
         status, _, answer = exchange(server, head + pieces + b"0\r\n" + trailer + b"\r\n")
@@ -181,7 +183,9 @@ def test_pipelining(server):
         assert "version" in json.loads(connection.response()[2])
         assert content(connection.response()[2]) == CHATS[1].content
         assert connection.response(head_only=True)[0] == 200
-        streamed = "".join(event["choices"][0]["delta"].get("content") or "" for event in events(connection.response()[2]))
+        streamed = "".join(
+            event["choices"][0]["delta"].get("content") or "" for event in events(connection.response()[2])
+        )
         assert streamed == SUM.content
         assert content(connection.response()[2]) == CHATS[2].content
 
@@ -236,7 +240,9 @@ def test_half_closed_within_the_request(server):
 def test_half_closed_within_a_stream(server):
     """Then nobody is listening any more."""
     with RawConnection(server) as connection:
-        connection.send(post("/v1/completions", {"prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True}))
+        connection.send(
+            post("/v1/completions", {"prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True})
+        )
         connection.read_until(b"data: ")
         connection.end_input()
         wait_until(server.is_idle, 2)
@@ -268,7 +274,15 @@ def test_slow_clients(server):
 
 def test_a_reader_that_does_not_read(server):
     """Its stream is bounded and does not hold up others."""
-    body = {"prompt": "x", "max_tokens": 4000, "n": 8, "ignore_eos": True, "stream": True, "logprobs": 20, "temperature": 0}
+    body = {
+        "prompt": "x",
+        "max_tokens": 4000,
+        "n": 8,
+        "ignore_eos": True,
+        "stream": True,
+        "logprobs": 20,
+        "temperature": 0,
+    }
     with RawConnection(server) as connection:
         connection.send(post("/v1/completions", body))
         connection.read_until(b"data: ")

@@ -10,9 +10,7 @@ from server_process import wait_until
 
 
 def ask(client, model, messages, **options):
-    return client.chat.completions.create(
-        model=model, messages=messages, temperature=0, max_tokens=3000, **options
-    )
+    return client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=3000, **options)
 
 
 class Collected:

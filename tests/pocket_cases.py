@@ -64,9 +64,7 @@ def tool(name, description, **properties):
 
 PLAY_MUSIC = tool("play_music", "Play a kind of music.", genre="string")
 GET_WEATHER = tool("get_weather", "Get the weather in a city.", city="string")
-GET_DISTANCE = tool(
-    "get_distance", "Get the distance between two cities in km.", origin="string", destination="string"
-)
+GET_DISTANCE = tool("get_distance", "Get the distance between two cities in km.", origin="string", destination="string")
 SET_TIMER = tool("set_timer", "Start a timer.", minutes="integer")
 
 # Question, tools, calls, results of the calls, final answer.
