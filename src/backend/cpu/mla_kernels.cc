@@ -94,7 +94,7 @@ HWY_INLINE void score_tile(const float* const* q, const float* records, int64_t 
     for (int j = 0; j < kWidth; ++j) c[j] = load(records + j * stride + d);
 #pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
-      const FloatVec x = load(rows[i] + d);
+      const FloatVec x = in_register(load(rows[i] + d));
 #pragma GCC unroll 8
       for (int j = 0; j < kWidth; ++j) sum[i][j] = hn::MulAdd(x, c[j], sum[i][j]);
     }

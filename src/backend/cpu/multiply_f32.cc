@@ -17,7 +17,7 @@ namespace nibble {
 namespace HWY_NAMESPACE {
 
 constexpr int kVecs = kPanelRows / kLanes;  // vectors a panel
-constexpr int kMaxAccumulators = kVectorRegisters == 32 ? 24 : 12;
+constexpr int kMaxAccumulators = kVectorRegisters == 32 ? 24 : 10;
 constexpr int kMaxRows = kMaxAccumulators / kVecs < 1   ? 1
                          : kMaxAccumulators / kVecs < 6 ? kMaxAccumulators / kVecs
                                                         : 6;
@@ -77,6 +77,12 @@ HWY_INLINE void sum_over_k(const Panels& w, const uint8_t* panel, const float* c
     };
     int64_t k = 0;
     for (; k + 2 <= w.cols; k += 2) {
+      if constexpr (kRows == 1) {
+#pragma GCC unroll 8
+        for (int i = 0; i < kPanels; ++i) {
+          __builtin_prefetch(panel + (i + kPanels) * w.panel_bytes + k * 32);
+        }
+      }
 #pragma GCC unroll 8
       for (int v = 0; v < kPanels * kVecs; ++v) factors[v] = even_half(pair(k, v));
       multiply_add<kRows, kPanels>(tile, factors, rows, k);

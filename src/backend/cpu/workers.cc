@@ -24,13 +24,14 @@ MultiplyFunction best_multiply() {
 
 // A block of rows in FP32 takes this much of the L2 cache; the panels want the rest.
 constexpr int64_t kBlockBytes = 384 << 10;
-constexpr int64_t kRowsOfTiles = 12;  // a multiple of the tiles' rows
+constexpr int64_t kRowsOfTiles = 30;  // a multiple of the rows of every kernel's tile
 
 }  // namespace
 
 int64_t rows_per_block(int64_t cols) {
-  const int64_t tiles = kBlockBytes / (cols * int64_t(sizeof(float))) / kRowsOfTiles;
-  return std::clamp<int64_t>(tiles, 2, 20) * kRowsOfTiles;
+  const int64_t rows = kBlockBytes / (cols * int64_t(sizeof(float)));
+  if (rows < kRowsOfTiles) return std::max<int64_t>(rows, kRowsOfTiles / 3);
+  return std::min<int64_t>(rows / kRowsOfTiles, 8) * kRowsOfTiles;
 }
 
 Workers::Workers(int threads)
