@@ -13,7 +13,7 @@
 namespace nibble {
 
 struct Prompt {
-  std::string text;  // as rendered, without the private-use characters
+  std::string text{};  // as rendered, without the private-use characters
   std::vector<int32_t> ids{};
 };
 
