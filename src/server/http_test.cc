@@ -191,6 +191,18 @@ TEST_F(HttpTest, ReadsChunkedBodiesAndSaysContinue) {
   EXPECT_NE(client.read_until("POST /c? 5").find("POST /c? 5"), std::string::npos);
 }
 
+TEST_F(HttpTest, ReadsChunkedBodiesByteByByte) {
+  for (const std::string body : {"0\r\n\r\n", "1\r\nx\r\n0\r\n\r\n"}) {
+    Client client(port());
+    client.send("POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+    for (const char byte : body) {
+      client.send({&byte, 1});
+      std::this_thread::sleep_for(2ms);
+    }
+    EXPECT_NE(client.read_until("POST /c? ").find("200 OK"), std::string::npos);
+  }
+}
+
 TEST_F(HttpTest, AnswersHeadWithoutBody) {
   const std::string all = roundtrip("HEAD /quick HTTP/1.1\r\nConnection: close\r\n\r\n");
   EXPECT_NE(all.find("Content-Length: 14\r\n"), std::string::npos) << all;
