@@ -27,10 +27,11 @@ std::string vector_target_name() {
   return name == "AVX3" ? "AVX-512" : name;
 }
 
-bool has_avx512bf16() {
+bool has_fast_avx512bf16() {
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
 #else
   return false;
 #endif

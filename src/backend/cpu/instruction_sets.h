@@ -8,7 +8,8 @@ namespace nibble {
 // The one that Highway dispatches vector kernels to.
 std::string vector_target_name();
 
-// Whether the kernels of multiply_bf16_avx512bf16.cc can run.
-bool has_avx512bf16();
+// Whether this machine has AVX512-BF16 and its dot products are faster than FP32 multiply-adds:
+// AMD's do twice as many operations a cycle, Intel's fewer.
+bool has_fast_avx512bf16();
 
 }  // namespace nibble

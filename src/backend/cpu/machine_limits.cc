@@ -57,6 +57,13 @@ namespace {
 
 constexpr int kRepetitions = 5;
 
+double compute_from_registers(int64_t rounds) {
+#if defined(__x86_64__)
+  if (has_fast_avx512bf16()) return dot_registers_avx512bf16(rounds);
+#endif
+  return HWY_DYNAMIC_DISPATCH(multiply_add_registers)(rounds);
+}
+
 // Seconds of the fastest of some runs of body(thread) on all threads.
 template <typename Body>
 double fastest_run(ThreadPool& pool, Body body) {
@@ -87,8 +94,7 @@ double measure_gemm_peak(ThreadPool& pool) {
   constexpr int64_t kRounds = 2'000'000;
   double flops = 0;
   const double seconds = fastest_run(pool, [&](int thread) {
-    const double done = has_avx512bf16() ? dot_registers_avx512bf16(kRounds)
-                                         : HWY_DYNAMIC_DISPATCH(multiply_add_registers)(kRounds);
+    const double done = compute_from_registers(kRounds);
     if (thread == 0) flops = done;
   });
   return flops * pool.size() / seconds;

@@ -9,6 +9,9 @@
 //   3. values: tiles of queries by vectors of latent values, positions innermost
 // Few queries (one tile) read BF16 records as they are stored: decoding is exact, so it does not
 // matter where it happens. Tiles: 10 accumulators with 16 registers, 24 with 32.
+//
+// Measured on one core of an EPYC (Zen 4) guest with AVX2, of 91 GFLOP/s: 64 queries 73 (80%), 20
+// queries 69, 4 queries 69, 2 queries 58, one query 26.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/mla_kernels.cc"
 #include "backend/cpu/mla_kernels.h"

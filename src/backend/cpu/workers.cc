@@ -8,7 +8,7 @@ namespace {
 // The table of products, the best first.
 MultiplyFunction best_multiply() {
 #if defined(__x86_64__)
-  if (has_avx512bf16()) return multiply_bf16_avx512bf16;
+  if (has_fast_avx512bf16()) return multiply_bf16_avx512bf16;
 #endif
   return multiply_f32;
 }
