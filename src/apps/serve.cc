@@ -25,8 +25,8 @@ std::vector<std::string> parse_origins(const std::vector<std::string>& words) {
   std::vector<std::string> origins;
   for (const std::string& word : words) {
     const auto json = nlohmann::json::parse(word, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_array()) {
-      origins.push_back(word);
+    if (!json.is_array()) {  // the command line's parser may have taken the list apart
+      origins.push_back(json.is_string() ? json.get<std::string>() : word);
       continue;
     }
     for (const auto& item : json) {
