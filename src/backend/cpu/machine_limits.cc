@@ -6,10 +6,7 @@
 #include <atomic>
 #include <chrono>
 
-<<<<<<< HEAD
-=======
 #include "backend/cpu/instruction_sets.h"
->>>>>>> cpu
 #include "backend/cpu/memory.h"
 #include "backend/cpu/multiply.h"
 #include "hwy/foreach_target.h"  // before simd-inl.h
@@ -32,26 +29,6 @@ float read_all(const uint8_t* memory, int64_t bytes) {
   return sum_of_lanes(hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3])));
 }
 
-<<<<<<< HEAD
-// `rounds` multiply-adds into each of 12 registers; returns a value that depends on all.
-float multiply_add_registers(int64_t rounds, float factor) {
-  FloatVec sum[12];
-#pragma GCC unroll 12
-  for (int i = 0; i < 12; ++i) sum[i] = set(float(i));
-  const FloatVec a = set(factor), b = set(0.5f);
-  for (int64_t round = 0; round < rounds; ++round) {
-#pragma GCC unroll 12
-    for (int i = 0; i < 12; ++i) sum[i] = hn::MulAdd(sum[i], a, b);
-  }
-  FloatVec total = zero();
-#pragma GCC unroll 12
-  for (int i = 0; i < 12; ++i) total = hn::Add(total, sum[i]);
-  return sum_of_lanes(total);
-}
-
-int64_t flops_a_round() {
-  return 12 * kLanes * 2;
-=======
 // Floating-point operations of `rounds` rounds of multiply-adds from registers alone.
 double multiply_add_registers(int64_t rounds) {
   constexpr int kSums = 12;
@@ -64,7 +41,6 @@ double multiply_add_registers(int64_t rounds) {
     for (int i = 0; i < kSums; ++i) sum[i] = in_register(hn::MulAdd(sum[i], half, half));
   }
   return double(rounds) * kSums * kLanes * 2;
->>>>>>> cpu
 }
 
 }  // namespace HWY_NAMESPACE
@@ -76,17 +52,11 @@ namespace nibble {
 
 HWY_EXPORT(read_all);
 HWY_EXPORT(multiply_add_registers);
-<<<<<<< HEAD
-HWY_EXPORT(flops_a_round);
-=======
->>>>>>> cpu
 
 namespace {
 
 constexpr int kRepetitions = 5;
 
-<<<<<<< HEAD
-=======
 double compute_from_registers(int64_t rounds) {
 #if defined(__x86_64__)
   if (has_fast_avx512bf16()) return dot_registers_avx512bf16(rounds);
@@ -94,7 +64,6 @@ double compute_from_registers(int64_t rounds) {
   return HWY_DYNAMIC_DISPATCH(multiply_add_registers)(rounds);
 }
 
->>>>>>> cpu
 // Seconds of the fastest of some runs of body(thread) on all threads.
 template <typename Body>
 double fastest_run(ThreadPool& pool, Body body) {
@@ -102,13 +71,8 @@ double fastest_run(ThreadPool& pool, Body body) {
   for (int i = 0; i < kRepetitions; ++i) {
     const auto start = std::chrono::steady_clock::now();
     pool.run(body);
-<<<<<<< HEAD
-    best = std::min(best,
-                    std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-=======
     best = std::min(
         best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
->>>>>>> cpu
   }
   return best;
 }
@@ -128,20 +92,12 @@ double measure_read_bandwidth(ThreadPool& pool) {
 
 double measure_gemm_peak(ThreadPool& pool) {
   constexpr int64_t kRounds = 2'000'000;
-<<<<<<< HEAD
-  std::atomic<float> sink{0};
-  const double seconds = fastest_run(pool, [&](int) {
-    sink = HWY_DYNAMIC_DISPATCH(multiply_add_registers)(kRounds, 0.5f);
-  });
-  return double(kRounds * HWY_DYNAMIC_DISPATCH(flops_a_round)()) * pool.size() / seconds;
-=======
   double flops = 0;
   const double seconds = fastest_run(pool, [&](int thread) {
     const double done = compute_from_registers(kRounds);
     if (thread == 0) flops = done;
   });
   return flops * pool.size() / seconds;
->>>>>>> cpu
 }
 
 }  // namespace nibble
