@@ -128,9 +128,7 @@ void RequestParser::take_head() {
   expects_continue_ = lower(request_.header("expect")) == "100-continue";
 
   const std::string_view encoding = request_.header("transfer-encoding");
-  if (request_.version != 10 && request_.version != 11) {
-    fail(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.");
-  } else if (request_.headers.size() > options_.max_header_fields) {
+  if (request_.headers.size() > options_.max_header_fields) {
     fail(431, "The request has more than " + std::to_string(options_.max_header_fields) +
                   " header fields.");
   } else if (!path) {
