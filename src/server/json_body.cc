@@ -62,7 +62,10 @@ Json parse_json(std::string_view text, const std::string& param) {
     std::string_view what = error.what();
     const size_t bracket = what.find("] ");
     if (bracket != std::string_view::npos) what.remove_prefix(bracket + 2);
-    throw ApiError(400, "Not valid JSON: " + std::string(what), param);
+    throw ApiError(400,
+                   (param.empty() ? "The body" : "`" + param + "`") +
+                       " is not valid JSON: " + std::string(what),
+                   param);
   }
 }
 
