@@ -70,8 +70,8 @@ double fastest_run(ThreadPool& pool, Body body) {
   for (int i = 0; i < kRepetitions; ++i) {
     const auto start = std::chrono::steady_clock::now();
     pool.run(body);
-    best = std::min(best,
-                    std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return best;
 }
@@ -92,9 +92,8 @@ double measure_read_bandwidth(ThreadPool& pool) {
 double measure_gemm_peak(ThreadPool& pool) {
   constexpr int64_t kRounds = 2'000'000;
   std::atomic<float> sink{0};
-  const double seconds = fastest_run(pool, [&](int) {
-    sink = HWY_DYNAMIC_DISPATCH(multiply_add_registers)(kRounds, 0.5f);
-  });
+  const double seconds = fastest_run(
+      pool, [&](int) { sink = HWY_DYNAMIC_DISPATCH(multiply_add_registers)(kRounds, 0.5f); });
   return double(kRounds * HWY_DYNAMIC_DISPATCH(flops_a_round)()) * pool.size() / seconds;
 }
 
