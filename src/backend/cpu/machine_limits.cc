@@ -29,8 +29,9 @@ float read_all(const uint8_t* memory, int64_t bytes) {
   return sum_of_lanes(hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3])));
 }
 
-// Floating-point operations of `rounds` rounds of multiply-adds from registers alone.
-double multiply_add_registers(int64_t rounds) {
+// Floating-point operations of `rounds` rounds of multiply-adds from registers alone. `result`
+// keeps the compiler from leaving them out.
+double multiply_add_registers(int64_t rounds, float& result) {
   constexpr int kSums = 12;
   FloatVec sum[kSums];
 #pragma GCC unroll 12
@@ -40,6 +41,9 @@ double multiply_add_registers(int64_t rounds) {
 #pragma GCC unroll 12
     for (int i = 0; i < kSums; ++i) sum[i] = in_register(hn::MulAdd(sum[i], half, half));
   }
+  FloatVec total = zero();
+  for (int i = 0; i < kSums; ++i) total = hn::Add(total, sum[i]);
+  result = sum_of_lanes(total);
   return double(rounds) * kSums * kLanes * 2;
 }
 
@@ -57,11 +61,12 @@ namespace {
 
 constexpr int kRepetitions = 5;
 
-double compute_from_registers(int64_t rounds) {
+double compute_from_registers(int64_t rounds, float& result) {
 #if defined(__x86_64__)
+  result = 0;
   if (has_fast_avx512bf16()) return dot_registers_avx512bf16(rounds);
 #endif
-  return HWY_DYNAMIC_DISPATCH(multiply_add_registers)(rounds);
+  return HWY_DYNAMIC_DISPATCH(multiply_add_registers)(rounds, result);
 }
 
 // Seconds of the fastest of some runs of body(thread) on all threads.
@@ -92,10 +97,12 @@ double measure_read_bandwidth(ThreadPool& pool) {
 
 double measure_gemm_peak(ThreadPool& pool) {
   constexpr int64_t kRounds = 2'000'000;
-  double flops = 0;
-  const double seconds = fastest_run(pool, [&](int thread) {
-    const double done = compute_from_registers(kRounds);
-    if (thread == 0) flops = done;
+  std::atomic<double> flops{0};
+  std::atomic<float> sink{0};
+  const double seconds = fastest_run(pool, [&](int) {
+    float result = 0;
+    flops = compute_from_registers(kRounds, result);
+    sink = result;
   });
   return flops * pool.size() / seconds;
 }
