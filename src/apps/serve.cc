@@ -20,12 +20,20 @@ nlohmann::ordered_json parse_object(const std::string& flag, const std::string& 
   return json;
 }
 
-// vLLM takes a JSON list. CLI11 takes lists apart: what is left are JSON strings, or bare words.
+// A JSON list, as vLLM takes it, or single origins.
 std::vector<std::string> parse_origins(const std::vector<std::string>& words) {
   std::vector<std::string> origins;
   for (const std::string& word : words) {
     const auto json = nlohmann::json::parse(word, nullptr, /*allow_exceptions=*/false);
-    origins.push_back(json.is_string() ? json.get<std::string>() : word);
+    if (!json.is_array()) {  // the command line's parser may have taken the list apart
+      origins.push_back(json.is_string() ? json.get<std::string>() : word);
+      continue;
+    }
+    for (const auto& item : json) {
+      if (!item.is_string())
+        throw Error("--allowed-origins " + word + ": must be a list of strings");
+      origins.push_back(item.get<std::string>());
+    }
   }
   return origins;
 }

@@ -205,7 +205,8 @@ TEST(Chat, MakesSeveralChoices) {
   const Json answer = service.post_json(kChat, chat(R"(, "n": 3, "seed": 7)"));
   ASSERT_EQ(answer["choices"].size(), 3u);
   EXPECT_EQ(answer["choices"][2]["index"], 2);
-  EXPECT_EQ(service.requests[2].sampling.seed, 9u);
+  EXPECT_EQ(service.requests[0].sampling.seed, 7u);
+  EXPECT_NE(service.requests[1].sampling.seed, service.requests[2].sampling.seed);
   EXPECT_EQ(answer["usage"]["completion_tokens"], 3 * (service.script.size() + 1));
   EXPECT_EQ(answer["usage"]["prompt_tokens"], service.requests[0].prompt.size());
 }

@@ -7,6 +7,12 @@
 #include "base/error.h"
 
 namespace nibble {
+namespace {
+
+// Between the seeds of a request's choices: no other request's seed is likely to be one of them.
+constexpr uint64_t kSeedStep = 0x9e3779b97f4a7c15;
+
+}  // namespace
 
 ChoiceOutput::ChoiceOutput(const Service& service, ChoiceOptions options,
                            std::shared_ptr<TokenStream> stream)
@@ -133,7 +139,7 @@ std::vector<std::unique_ptr<ChoiceOutput>> start_choices(const std::vector<int32
     Request engine_request{
         .prompt = prompt, .sampling = request.sampling, .cache_salt = request.cache_salt};
     std::optional<uint64_t>& seed = engine_request.sampling.seed;
-    if (seed) *seed += uint64_t(i);
+    if (seed) *seed += uint64_t(i) * kSeedStep;
     auto stream = service.submit(std::move(engine_request));
     choices.push_back(std::make_unique<ChoiceOutput>(service, options, std::move(stream)));
   }

@@ -91,8 +91,8 @@ class ChoiceOutput {
   std::vector<TokenLogprobs> prompt_logprobs_;
 };
 
-// Submits `request.num_choices` copies of the prompt, with rising seeds if there is one. Throws
-// ApiError when the engine refuses one; those before it are cancelled.
+// Submits `request.num_choices` copies of the prompt, each with a seed of its own if there is one.
+// Throws ApiError when the engine refuses one; those before it are cancelled.
 std::vector<std::unique_ptr<ChoiceOutput>> start_choices(const std::vector<int32_t>& prompt,
                                                          const GenerationRequest& request,
                                                          const std::optional<ParserOptions>& parser,

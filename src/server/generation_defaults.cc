@@ -31,8 +31,9 @@ std::optional<std::filesystem::path> find_file(const std::filesystem::path& mode
     const std::filesystem::path path = model_folder / kFileName;
     return std::filesystem::exists(path) ? std::optional(path) : std::nullopt;
   }
-  std::filesystem::path path = source;
-  if (std::filesystem::is_directory(path)) path /= kFileName;
+  const std::filesystem::path path = std::filesystem::is_directory(source)
+                                         ? std::filesystem::path(source) / kFileName
+                                         : std::filesystem::path(source);
   if (!std::filesystem::is_regular_file(path)) {
     throw Error(path.string() +
                 ": no such file (--generation-config is auto, vllm, a folder or a "

@@ -19,7 +19,7 @@ struct Level {
 };
 
 // What building the value would cost, found without building it; JSON it need not be.
-void check_shape(std::string_view text, const std::string& param) {
+void check_shape(std::string_view text, const std::string& name, const std::string& param) {
   std::array<Level, kMaxJsonDepth> levels;
   int depth = 0;
   uint64_t comparisons = 0;
@@ -34,7 +34,7 @@ void check_shape(std::string_view text, const std::string& param) {
     } else if (c == '{' || c == '[') {
       if (depth == kMaxJsonDepth) {
         throw ApiError(
-            400, "The JSON is nested deeper than " + std::to_string(kMaxJsonDepth) + " levels.",
+            400, name + " is nested deeper than " + std::to_string(kMaxJsonDepth) + " levels.",
             param);
       }
       levels[size_t(depth++)] = {.is_object = c == '{'};
@@ -45,7 +45,7 @@ void check_shape(std::string_view text, const std::string& param) {
       if (!level.is_object) continue;
       comparisons += ++level.commas;
       if (comparisons > kMaxKeyComparisons) {
-        throw ApiError(400, "The JSON has objects with too many keys.", param);
+        throw ApiError(400, name + " has objects with too many keys.", param);
       }
     }
   }
@@ -54,7 +54,8 @@ void check_shape(std::string_view text, const std::string& param) {
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& param) {
-  check_shape(text, param);
+  const std::string name = param.empty() ? "The request body" : "`" + param + "`";
+  check_shape(text, name, param);
   try {
     return Json::parse(text);
   } catch (const Json::exception& error) {
@@ -62,10 +63,7 @@ Json parse_json(std::string_view text, const std::string& param) {
     std::string_view what = error.what();
     const size_t bracket = what.find("] ");
     if (bracket != std::string_view::npos) what.remove_prefix(bracket + 2);
-    throw ApiError(400,
-                   (param.empty() ? "The body" : "`" + param + "`") +
-                       " is not valid JSON: " + std::string(what),
-                   param);
+    throw ApiError(400, name + " is not valid JSON: " + std::string(what), param);
   }
 }
 

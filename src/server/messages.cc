@@ -47,7 +47,7 @@ std::string part_text(const Json& part, const std::string& path) {
   const Fields fields(require_object(part, path), path);
   const std::string type = fields.string("type", kMaxNameBytes).value_or("");
   if (contains(kMediaParts, type)) {
-    fields.fail("type", "This model reads text only: a part of type " + type + " cannot be used.");
+    fields.fail("type", "`" + path + "` is of type " + type + ": this model reads text only.");
   }
   if (!contains(kTextParts, type)) {
     fields.fail_type("type", "text: this model reads nothing else");
