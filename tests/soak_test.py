@@ -91,7 +91,9 @@ async def storm(server):
     return dict(zip([prompt for prompt, _ in stay], answers))
 
 
+@pytest.fixture(scope="module")
 def alone(server):
+    """Every prompt's answer when no other is asked."""
     answers = {}
     for prompt in PROMPTS:
         answer = server.answer(COMPLETIONS, request(prompt))
@@ -100,38 +102,37 @@ def alone(server):
     return answers
 
 
-def check_storm(server, rounds=2):
-    assert len(PROMPTS) == CLIENTS
-    expected = alone(server)
+def check_storm(server, alone):
+    assert len(alone) == CLIENTS
     files = server.open_files()
-    for _ in range(rounds):
-        answers = asyncio.run(asyncio.wait_for(storm(server), 400))
-        assert len(answers) == CLIENTS - CLIENTS // 3
-        for prompt, answer in answers.items():
-            assert answer == expected[prompt]
-        wait_until(server.is_idle, 10)
-        wait_until(lambda: server.open_files() <= files + 5)
+    answers = asyncio.run(asyncio.wait_for(storm(server), 400))
+    assert len(answers) == CLIENTS - CLIENTS // 3
+    for prompt, answer in answers.items():
+        assert answer == alone[prompt]
+    wait_until(server.is_idle, 10)
+    wait_until(lambda: server.open_files() <= files + 5)
 
 
-def test_hanging_up_among_64_streams(serve):
+def test_hanging_up_among_64_streams(serve, alone):
     server = serve()
-    check_storm(server)
+    for _ in range(2):  # without and with cached prompts
+        check_storm(server, alone)
     metrics = server.metrics()
     assert metrics["vllm:kv_cache_usage_perc"] == 0 and metrics["vllm:num_requests_running"] == 0
     assert metrics['vllm:request_success_total{finished_reason="error"}'] == 0
     assert not server.warnings()
 
 
-def test_the_same_with_too_few_pages(serve):
+def test_the_same_with_too_few_pages(serve, alone):
     """Requests lose their pages to others and are computed again, to the same answers."""
     server = serve("--max-model-len", 1024, "--num-gpu-blocks-override", 72, "--no-enable-prefix-caching")
-    check_storm(server, rounds=1)
+    check_storm(server, alone)
     assert server.metrics()["vllm:num_preemptions_total"] > 0
 
 
-def test_one_at_a_time_and_small_steps(serve):
+def test_the_same_in_small_steps(serve, alone):
     server = serve("--max-num-seqs", 4, "--max-num-batched-tokens", 32)
-    check_storm(server, rounds=1)
+    check_storm(server, alone)
 
 
 def long_stream(server, tokens):

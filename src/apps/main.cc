@@ -72,7 +72,8 @@ int main_with_errors(int argc, char** argv) {
   add_subcommands(app, options);
   app.footer("Try:  nibble chat        nibble serve        nibble serve --help");
   if (arguments.empty()) arguments.push_back("--help");
-  if (arguments[0][0] != '-' && app.get_subcommand_no_throw(arguments[0]) == nullptr) {
+  const auto is_first = [&](const CLI::App* part) { return part->check_name(arguments[0]); };
+  if (!arguments[0].starts_with("-") && app.get_subcommands(is_first).empty()) {
     throw Error("there is no command " + arguments[0] + " (see nibble --help)");
   }
   try {
