@@ -38,7 +38,7 @@ def test_what_is_guarded(guarded, path):
     for headers in (
         {},
         {"Authorization": "Bearer wrong-key"},
-        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer"},
         {"Authorization": "Bearer first-ke"},
         {"Authorization": "Bearer first-keyx"},
         {"Authorization": "Basic first-key"},

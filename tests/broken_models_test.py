@@ -29,10 +29,14 @@ def edit(path, change):
     path.write_text(json.dumps(value))
 
 
+def refuse(nibble, *arguments):
+    """What the server says; should it start all the same, it finds no port to listen on."""
+    return run(nibble, "serve", *arguments, "--host", "192.0.2.1", "--port", 1)
+
+
 def check_refused(nibble, folder, *words):
-    for command in ("serve", "chat"):
-        line = check_error(run(nibble, command, folder, stdin="Hi!"), *words)
-        assert len(line) < 2000
+    for result in (refuse(nibble, folder), run(nibble, "chat", folder, stdin="Hi!")):
+        assert len(check_error(result, *words)) < 2000
 
 
 def test_what_is_not_a_model(nibble, tmp_path):
@@ -152,16 +156,16 @@ def test_missing_or_absurd_field(nibble, folder, key):
     path = folder / "config.json"
     original = path.read_text()
     edit(path, lambda config: config.pop(key))
-    check_error(run(nibble, "serve", folder), "config.json", key)
+    check_error(refuse(nibble, folder), "config.json", key)
     for absurd in ("many", -1, 10**12, [], 1e300, True):
         path.write_text(original)
         edit(path, lambda config: config.__setitem__(key, absurd))
-        check_error(run(nibble, "serve", folder), "config.json", key)
+        check_error(refuse(nibble, folder), "config.json", key)
 
 
 CONTRADICTIONS = [
-    ("hidden_size", 512), ("kv_lora_rank", 256), ("n_routed_experts", 32), ("num_hidden_layers", 5),
-    ("num_hidden_layers", 7), ("vocab_size", 8192),
+    ("hidden_size", 512), ("kv_lora_rank", 256), ("n_routed_experts", 32), ("num_hidden_layers", 9),
+    ("vocab_size", 8192),
 ]  # fmt: skip
 
 
@@ -173,7 +177,7 @@ def test_config_that_contradicts_the_tensors(nibble, folder, key, value):
             config["mlp_layer_types"] = ["dense"] + ["sparse"] * (value - 1)
 
     edit(folder / "config.json", change)
-    line = check_error(run(nibble, "serve", folder))
+    line = check_error(refuse(nibble, folder))
     assert "model." in line or "lm_head" in line or key in line
 
 
@@ -208,14 +212,14 @@ def test_broken_tokenizer(nibble, folder, name):
     check_refused(nibble, folder, "tokenizer.json")
 
 
-SYNTAX_ERRORS = ["{% if %}", "{{", "{% for x in y %}", "{% endfor %}", "{{ 1 + }}", "{{ x | no_such_filter }}"]
+SYNTAX_ERRORS = ["{% if %}", "{{", "{% for x in y %}", "{% endfor %}", "{{ 1 + }}"]
 
 
 @pytest.mark.parametrize("text", SYNTAX_ERRORS)
 def test_template_with_a_syntax_error(nibble, folder, text):
     (folder / "chat_template.jinja").write_text("line one\n" + text)
     check_refused(nibble, folder, "chat_template.jinja")
-    check_error(run(nibble, "serve", "--chat-template", folder / "chat_template.jinja"), "chat_template.jinja", "2")
+    check_error(refuse(nibble, "--chat-template", folder / "chat_template.jinja"), "chat_template.jinja", "2")
 
 
 MESSAGES = {"messages": [{"role": "user", "content": "Hi!"}], "max_tokens": 1}
@@ -228,6 +232,7 @@ TRAPS = {
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "doubling": "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
     "raised": "{{ raise_exception('no such thing') }}",
+    "unknown filter": "{{ messages | no_such_filter }}",
     "undefined": "{{ nothing.at.all }}",
     "include": "{% include '/etc/passwd' %}",
 }
@@ -250,7 +255,7 @@ def test_template_with_100000_operators(nibble, tmp_path):
     """Refused at the start or answered, but no stack overflows."""
     path = tmp_path / "chained.jinja"
     path.write_text(CHAINED)
-    check_error(run(nibble, "serve", "--chat-template", path, "--port", 1, "--host", "192.0.2.1"))
+    check_error(refuse(nibble, "--chat-template", path))
 
 
 def test_without_a_template(serve, folder):

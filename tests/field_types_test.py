@@ -115,14 +115,14 @@ def case_id(case):
     return f"{'chat' if path == CHAT else 'text'}-{name}" + "".join(f"-{need}" for need in needs)
 
 
-def check_refusal(response, name):
+def check_refusal(response, name, in_message=True):
     assert response.status_code == 400, response.text
     assert len(response.content) <= 4096
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "BadRequestError" and error["code"] == 400
     assert (error["param"] or "").replace("[", ".").split(".")[0] == name, error
-    assert name in error["message"], error
+    assert name in error["message"] or not in_message, error
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
@@ -209,7 +209,7 @@ MESSAGES = [
 def test_bad_messages(server, message):
     messages = [{"role": "user", "content": "Hi!"}, message]
     response = server.post(CHAT, {"messages": messages, "max_tokens": 1})
-    check_refusal(response, "messages")
+    check_refusal(response, "messages", in_message=False)
     assert response.json()["error"]["param"].startswith("messages[1]")
 
 

@@ -78,20 +78,19 @@ inline std::vector<Piece> cut(std::string_view text, const std::vector<size_t>& 
 // `text` cut at its tags, each a piece with its tag.
 inline std::vector<Piece> cut_at_tags(std::string_view text) {
   std::vector<Piece> pieces;
-  while (!text.empty()) {
-    size_t begin = text.size();
-    Tag tag = Tag::kNone;
-    for (size_t i = 1; i < std::size(kTagNames); ++i) {
-      const size_t found = text.find(kTagNames[i]);
-      if (found >= begin) continue;
-      begin = found;
-      tag = Tag(i);
+  size_t begin = 0;
+  for (size_t at = 0; (at = text.find('<', at)) != std::string_view::npos;) {
+    size_t tag = std::size(kTagNames) - 1;
+    while (tag > 0 && !text.substr(at).starts_with(kTagNames[tag])) --tag;
+    if (tag == 0) {
+      ++at;
+      continue;
     }
-    if (begin > 0) pieces.push_back({.text = std::string(text.substr(0, begin))});
-    const std::string_view name = kTagNames[size_t(tag)];
-    if (tag != Tag::kNone) pieces.push_back({.text = std::string(name), .tag = tag});
-    text.remove_prefix(begin + name.size());
+    if (at > begin) pieces.push_back({.text = std::string(text.substr(begin, at - begin))});
+    pieces.push_back({.text = std::string(kTagNames[tag]), .tag = Tag(tag)});
+    begin = at += kTagNames[tag].size();
   }
+  if (begin < text.size()) pieces.push_back({.text = std::string(text.substr(begin))});
   return pieces;
 }
 

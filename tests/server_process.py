@@ -1,5 +1,6 @@
 """A `nibble serve` of one's own: started on a free port, watched, stopped, and its log read."""
 
+import json
 import os
 import pathlib
 import re
@@ -74,7 +75,9 @@ class ServerProcess:
         )
 
     def post(self, path, body, **options):
-        return self.http.post(path, json=body, **options)
+        """`body` as JSON, null too."""
+        headers = {"Content-Type": "application/json", **options.pop("headers", {})}
+        return self.http.post(path, content=json.dumps(body), headers=headers, **options)
 
     def answer(self, path, body):
         response = self.post(path, body)

@@ -66,6 +66,7 @@ class Conversation {
   }
 
   // Answers `text` on stdout and remembers both; an interrupted answer counts as far as it got.
+  // Throws ApiError, and remembers nothing, for what cannot be asked.
   void say(const std::string& text) {
     messages_.push_back({{"role", "user"}, {"content", text}});
     RenderRequest request{.messages = messages_};
@@ -74,9 +75,9 @@ class Conversation {
       const Prompt prompt =
           render_prompt(*session_.chat_template, *session_.tokenizer, request, false);
       messages_.push_back({{"role", "assistant"}, {"content", answer(prompt)}});
-    } catch (const ApiError& e) {
+    } catch (const ApiError&) {
       messages_.erase(messages_.end() - 1);
-      std::fprintf(stderr, "%s (/clear starts again)\n", escape_control(e.what()).c_str());
+      throw;
     }
   }
 
@@ -165,8 +166,12 @@ void talk(Conversation& conversation) {
     if (message->empty()) continue;
     if (*message == "/clear") {
       conversation.clear();
-    } else {
+      continue;
+    }
+    try {
       conversation.say(*message);
+    } catch (const ApiError& e) {
+      std::fprintf(stderr, "%s (/clear starts again)\n", escape_control(e.what()).c_str());
     }
   }
   std::fputs("\n", stdout);

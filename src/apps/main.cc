@@ -20,6 +20,17 @@ struct Options {
   BenchOptions bench{};
 };
 
+// A flag given twice counts as given last, as in vLLM: command lines can be added to.
+void let_the_last_win(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_positional() || option->get_items_expected_max() > 1) continue;
+    option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  }
+  for (CLI::App* part : app.get_subcommands([](CLI::App*) { return true; })) {
+    let_the_last_win(*part);
+  }
+}
+
 void add_subcommands(CLI::App& app, Options& options) {
   add_serve_flags(*app.add_subcommand("serve", "serve a model over HTTP, as OpenAI's API"),
                   options.serve);
@@ -29,6 +40,7 @@ void add_subcommands(CLI::App& app, Options& options) {
   add_bench_flags(*app.add_subcommand("bench", "measure speed beside the machine's own limits"),
                   options.bench);
   app.add_subcommand("version", "print version and device");
+  let_the_last_win(app);
 }
 
 int run(const CLI::App& app, Options& options) {
@@ -60,6 +72,9 @@ int main_with_errors(int argc, char** argv) {
   add_subcommands(app, options);
   app.footer("Try:  nibble chat        nibble serve        nibble serve --help");
   if (arguments.empty()) arguments.push_back("--help");
+  if (arguments[0][0] != '-' && app.get_subcommand_no_throw(arguments[0]) == nullptr) {
+    throw Error("there is no command " + arguments[0] + " (see nibble --help)");
+  }
   try {
     std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
     app.parse(std::move(reversed));

@@ -44,7 +44,9 @@ bool starts_in_reasoning(std::string_view rendered_prompt);
 struct ParserEvent {
   enum class Kind : uint8_t { kReasoning, kContent, kToolCallStart, kToolCallArguments };
   Kind kind = Kind::kContent;
-  std::string text{};  // delta of reasoning, content or the arguments' JSON; the call's name
+  // Delta of reasoning or content, or of the arguments' JSON (of a key that comes twice, the last
+  // counts, as JSON readers have it); the call's name, whole. Never empty.
+  std::string text{};
   int tool_call = -1;  // index of the call
 };
 
@@ -59,7 +61,7 @@ class OutputParser {
   std::vector<ParserEvent> finish(bool complete);
 
   int num_tool_calls() const { return num_tool_calls_; }
-  bool in_reasoning() const;
+  bool in_reasoning() const;  // whether text that came next would be reasoning
 
  private:
   enum class State : uint8_t {

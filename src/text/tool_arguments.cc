@@ -146,6 +146,10 @@ std::optional<Numeral> parse_numeral(std::string_view text) {
 std::optional<std::string> number_json(std::string_view text, const ArgumentTypes& types) {
   const std::optional<Numeral> numeral = parse_numeral(text);
   if (!numeral) return std::nullopt;
+  double value = 0;
+  const std::string_view number = numeral->unsigned_text;
+  const auto parsed = std::from_chars(number.data(), number.data() + number.size(), value);
+  if (parsed.ec != std::errc()) return std::nullopt;  // a reader of the JSON could not hold it
   const std::string sign = numeral->negative ? "-" : "";
   if (numeral->integral) {
     const size_t zeros = std::min(numeral->whole.find_first_not_of('0'), numeral->whole.size());
@@ -153,10 +157,6 @@ std::optional<std::string> number_json(std::string_view text, const ArgumentType
     return digits.empty() ? "0" : sign + std::string(digits);
   }
   constexpr double kExactLimit = 1e15;  // below, whole doubles are written as integers
-  double value = 0;
-  const std::string_view number = numeral->unsigned_text;
-  const auto parsed = std::from_chars(number.data(), number.data() + number.size(), value);
-  if (parsed.ec != std::errc() || !std::isfinite(value)) return std::nullopt;
   const bool whole = value == std::floor(value);
   if (!whole && !types.number) return std::nullopt;
   if (value == 0) return "0";

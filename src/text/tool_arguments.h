@@ -38,7 +38,8 @@ ArgumentTypes argument_types(const nlohmann::ordered_json& tools, std::string_vi
 inline constexpr int kMaxArgumentDepth = 128;
 
 // `text` as JSON: the first that fits of null, integer, number, boolean, object, array; else a
-// string. Integers keep all their digits, objects and arrays are passed on as written.
+// string. Integers keep all their digits, objects and arrays are passed on as written; numbers
+// beyond a double's range stay text.
 std::string argument_json(std::string_view text, const ArgumentTypes& types);
 
 // Appends `text` to `out` as the inside of a JSON string. Byte by byte: parts may be escaped apart.

@@ -78,6 +78,8 @@ TEST(ArgumentJson, WritesNumbersExactly) {
     EXPECT_EQ(argument_json(text, number), json_string(text)) << text;
   }
   EXPECT_EQ(argument_json("3.5", integer), "\"3.5\"");
+  const std::string huge(400, '9');
+  EXPECT_EQ(argument_json(huge, integer), json_string(huge));
 }
 
 TEST(ArgumentJson, TriesTypesInOrder) {

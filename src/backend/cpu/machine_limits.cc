@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 
+#include "backend/cpu/instruction_sets.h"
 #include "backend/cpu/memory.h"
 #include "backend/cpu/multiply.h"
 #include "hwy/foreach_target.h"  // before simd-inl.h
@@ -28,24 +29,18 @@ float read_all(const uint8_t* memory, int64_t bytes) {
   return sum_of_lanes(hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3])));
 }
 
-// `rounds` multiply-adds into each of 12 registers; returns a value that depends on all.
-float multiply_add_registers(int64_t rounds, float factor) {
-  FloatVec sum[12];
+// Floating-point operations of `rounds` rounds of multiply-adds from registers alone.
+double multiply_add_registers(int64_t rounds) {
+  constexpr int kSums = 12;
+  FloatVec sum[kSums];
 #pragma GCC unroll 12
-  for (int i = 0; i < 12; ++i) sum[i] = set(float(i));
-  const FloatVec a = set(factor), b = set(0.5f);
+  for (int i = 0; i < kSums; ++i) sum[i] = set(float(i));
+  const FloatVec half = in_register(set(0.5f));
   for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
-    for (int i = 0; i < 12; ++i) sum[i] = hn::MulAdd(sum[i], a, b);
+    for (int i = 0; i < kSums; ++i) sum[i] = in_register(hn::MulAdd(sum[i], half, half));
   }
-  FloatVec total = zero();
-#pragma GCC unroll 12
-  for (int i = 0; i < 12; ++i) total = hn::Add(total, sum[i]);
-  return sum_of_lanes(total);
-}
-
-int64_t flops_a_round() {
-  return 12 * kLanes * 2;
+  return double(rounds) * kSums * kLanes * 2;
 }
 
 }  // namespace HWY_NAMESPACE
@@ -57,11 +52,17 @@ namespace nibble {
 
 HWY_EXPORT(read_all);
 HWY_EXPORT(multiply_add_registers);
-HWY_EXPORT(flops_a_round);
 
 namespace {
 
 constexpr int kRepetitions = 5;
+
+double compute_from_registers(int64_t rounds) {
+#if defined(__x86_64__)
+  if (has_fast_avx512bf16()) return dot_registers_avx512bf16(rounds);
+#endif
+  return HWY_DYNAMIC_DISPATCH(multiply_add_registers)(rounds);
+}
 
 // Seconds of the fastest of some runs of body(thread) on all threads.
 template <typename Body>
@@ -70,8 +71,8 @@ double fastest_run(ThreadPool& pool, Body body) {
   for (int i = 0; i < kRepetitions; ++i) {
     const auto start = std::chrono::steady_clock::now();
     pool.run(body);
-    best = std::min(best,
-                    std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return best;
 }
@@ -91,11 +92,12 @@ double measure_read_bandwidth(ThreadPool& pool) {
 
 double measure_gemm_peak(ThreadPool& pool) {
   constexpr int64_t kRounds = 2'000'000;
-  std::atomic<float> sink{0};
-  const double seconds = fastest_run(pool, [&](int) {
-    sink = HWY_DYNAMIC_DISPATCH(multiply_add_registers)(kRounds, 0.5f);
+  double flops = 0;
+  const double seconds = fastest_run(pool, [&](int thread) {
+    const double done = compute_from_registers(kRounds);
+    if (thread == 0) flops = done;
   });
-  return double(kRounds * HWY_DYNAMIC_DISPATCH(flops_a_round)()) * pool.size() / seconds;
+  return flops * pool.size() / seconds;
 }
 
 }  // namespace nibble

@@ -171,6 +171,7 @@ int32_t Sampler::draw_of_best(const SampleRow& row, double best, Thread& memory)
   while (kept < weights.size() && (kept == 0 || sum < double(row.top_p) * total)) {
     sum += weights[kept++];
   }
+  if (kept == 0) return 0;  // logits that are not numbers
   total = sum;
   sum = 0;
   for (size_t i = 0; i < kept; ++i) {
@@ -205,7 +206,7 @@ int32_t Sampler::draw_of_prefix(const SampleRow& row, double best, double total,
     sum += weights.back();
     reached = cut ? sum >= enough : sum > enough;
   }
-  if (!reached && !complete) return -1;
+  if (weights.empty() || (!reached && !complete)) return -1;
   if (!cut) return c[weights.size() - 1].id;
   const double kept = sum;
   sum = 0;
@@ -218,13 +219,14 @@ int32_t Sampler::draw_of_prefix(const SampleRow& row, double best, double total,
 
 int32_t Sampler::draw_by_mass(const SampleRow& row, const float* logits, int64_t vocab, float best,
                               Thread& memory) {
-  const double total = HWY_DYNAMIC_DISPATCH(sum_exp)(logits, vocab, best, 1 / row.temperature);
+  const double total = HWY_DYNAMIC_DISPATCH(sum_exp)(
+      logits, vocab, best, std::min(1 / row.temperature, std::numeric_limits<float>::max()));
   for (const float depth : {10.0f, 20.0f, kInfinity}) {
     collect(logits, vocab, best - depth * row.temperature, memory);
     const int32_t token = draw_of_prefix(row, double(best), total, depth == kInfinity, memory);
     if (token >= 0) return token;
   }
-  return 0;
+  return 0;  // logits that are not numbers
 }
 
 int32_t Sampler::draw(const SampleRow& row, const float* logits, int64_t vocab, Thread& memory) {

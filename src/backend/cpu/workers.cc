@@ -1,23 +1,14 @@
 #include "backend/cpu/workers.h"
 
-#include "backend/cpu/simd_target.h"
+#include "backend/cpu/instruction_sets.h"
 
 namespace nibble {
 namespace {
 
-bool has_avx512bf16() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#else
-  return false;
-#endif
-}
-
 // The table of products, the best first.
 MultiplyFunction best_multiply() {
 #if defined(__x86_64__)
-  if (has_avx512bf16()) return multiply_bf16_avx512bf16;
+  if (has_fast_avx512bf16()) return multiply_bf16_avx512bf16;
 #endif
   return multiply_f32;
 }
@@ -40,7 +31,7 @@ Workers::Workers(int threads)
       pairs_(size_t(pool_.size())) {}
 
 std::string Workers::instruction_set() const {
-  return rounds_inputs() ? "AVX512-BF16" : simd_target_name();
+  return rounds_inputs() ? "AVX512-BF16" : vector_target_name();
 }
 
 void Workers::multiply_in_blocks(MultiplyFunction function, int thread, const Product& product) {
