@@ -118,6 +118,16 @@ void read_logprobs(const Fields& fields, const Service& service, SamplingParams&
   if (wanted) sampling.logprobs = int(top.value_or(0));
 }
 
+// Of all strings in it, at any depth.
+size_t string_bytes(const Json& value) {
+  if (value.is_string()) return value.get_ref<const std::string&>().size();
+  size_t bytes = 0;
+  if (value.is_structured()) {
+    for (const Json& item : value) bytes += string_bytes(item);
+  }
+  return bytes;
+}
+
 }  // namespace
 
 RenderRequest read_render(const Fields& fields, const Service& service) {
@@ -165,7 +175,7 @@ ChatRequest read_chat_request(const Json& body, const Service& service) {
 
 Prompt render_chat(const RenderRequest& render, const GenerationRequest& generation,
                    const Service& service) {
-  size_t bytes = 0;
+  size_t bytes = string_bytes(render.tools);
   for (const Json& message : render.messages) {
     bytes += message["content"].get_ref<const std::string&>().size();
   }
