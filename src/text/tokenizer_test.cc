@@ -161,10 +161,10 @@ TEST(TokenizerFile, RefusesWhatIsNoByteLevelTokenizer) {
   const std::vector<std::pair<std::string, std::string>> broken = {
       {"", "EOF"},
       {"[]", "invalid"},
-      {"{}", "model"},
+      {"{}", "Model"},
       {"\xff", "UTF-8"},
       {text.substr(0, text.size() / 2), "EOF"},
-      {changed("/model/merges/0", "nosuch token"), "nosuch"},
+      {changed("/model/merges/0", "nosuch token"), "Merge"},
       {changed("/model/merges/0", Json::array({"nosuch", "token"})), "nosuch"},
       {changed("/model/merges/0", 7), ""},
       {changed("/model/vocab", Json::object()), ""},
