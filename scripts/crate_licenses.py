@@ -45,7 +45,8 @@ def copyright_lines(crate):
     for path in sorted(folder.glob("LICENSE*")) + sorted(folder.glob("license*")):
         if "APACHE" not in path.name.upper():
             lines += re.findall(r"^\s*(Copyright .*\d{4}.*|Copyright \(c\) .*)$", path.read_text(), re.M | re.I)
-    return list(dict.fromkeys(line.strip() for line in lines)) or ["by its authors: " + ", ".join(crate["authors"])]
+    authors = ", ".join(re.sub(r" *<.*>", "", name) for name in crate["authors"])
+    return list(dict.fromkeys(line.strip() for line in lines)) or [f"by {authors}"]
 
 
 def section():

@@ -8,6 +8,7 @@ fi
 [ -d "${HOME:-/}/.cargo/bin" ] && PATH="$PATH:$HOME/.cargo/bin"
 if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER="${CMAKE_CXX_COMPILER_LAUNCHER:-ccache}"
+  export CCACHE_BASEDIR="$root" CCACHE_NOHASHDIR=1  # hits in another clone of the tree
 fi
 
 bold='' dim='' red='' green='' plain=''

@@ -22,7 +22,7 @@ has() {  # has CHECK: see packages.txt
       printf '#include <%s>\n#if !(%s)\n#error too old\n#endif\n' "${what%%\?*}" "$condition" |
         g++ -std=c++20 -E -x c++ -o /dev/null - 2>/dev/null ;;
     python:*) python3 -c "import $what" 2>/dev/null ;;
-    file:*) [ -e "$what" ] ;;
+    file:*) compgen -G "$what" >/dev/null ;;
   esac
 }
 

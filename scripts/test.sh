@@ -97,7 +97,7 @@ fuzz() {
 }
 
 run_style() {
-  step "style limits" python3 -B scripts/check_style.py src
+  step "style limits" python3 -B scripts/check_style.py
   step "format" format
 }
 

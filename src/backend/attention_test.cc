@@ -59,7 +59,7 @@ struct Inputs {
 Inputs inputs_of(const AttentionCase& c, const Scene& scene, std::mt19937& random) {
   const MlaShape s = shape_of(c);
   return {.gain = float_weight("gain", random_floats(512, random)),
-          .kv_b = random_weight("kv_b", Use::kLatentUp, Format::kBF16, c.heads, 448, 512, random),
+          .kv_b = random_weight("kv_b", Use::kLatentUp, c.format, c.heads, 448, 512, random),
           .fill_kv = random_floats(scene.fill.rows() * s.record_dim(), random, 2),
           .kv = random_floats(scene.batch.rows() * s.record_dim(), random, 2),
           .q = random_floats(scene.batch.rows() * c.heads * s.query_dim(), random)};
@@ -209,7 +209,7 @@ TEST_P(AttentionTest, Attention) {
 }
 
 TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
-  const AttentionCase c{4, KvFormat::kBF16, 16, {{0, 150}}};
+  const AttentionCase c{4, KvFormat::kBF16, 16, {{0, 150}}, Format::kBF16};
   const Scene scene = scene_of(c, random_);
   const Inputs in = inputs_of(c, scene, random_);
   const MlaShape s = shape_of(c);
@@ -236,6 +236,41 @@ TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
     const auto part = out.floats();
     for (size_t i = 0; i < part.size(); ++i) {
       ASSERT_EQ(part[i], whole[size_t(first * out_dim) + i]) << "chunk at " << first;
+    }
+  }
+  backend_->free(cache.data);
+}
+
+TEST_P(AttentionTest, LongContextsAreTheSameAloneAndInAChunk) {
+  const AttentionCase c{2, KvFormat::kBF16, 16, {{0, 1100}}, Format::kBF16};
+  const Scene scene = scene_of(c, random_);
+  const Inputs in = inputs_of(c, scene, random_);
+  const MlaShape s = shape_of(c);
+  const int q_dim = c.heads * s.query_dim(), out_dim = c.heads * s.value_dim;
+  KvLayer cache{.format = c.kv_format, .page_size = 16, .width = s.record_dim()};
+  cache.data = backend_->allocate(size_t(kv_page_bytes(cache) * scene.num_pages));
+  const Weight gain = backend_->upload(in.gain), kv_b = backend_->upload(in.kv_b);
+  DeviceMatrix kv(*backend_, 1100, s.record_dim(), in.kv), q(*backend_, 1100, q_dim, in.q);
+  DeviceMatrix whole(*backend_, 1100, out_dim);
+  backend_->begin_step(scene.batch);
+  backend_->mla_store(kv.tensor(), gain, s, scene.batch, cache);
+  backend_->mla_attention(q.tensor(), kv_b, s, scene.batch, cache, whole.tensor());
+  const auto want = whole.floats();
+  for (const std::vector<int>& positions :
+       {std::vector<int>{1099}, {700}, {511}, {512, 40, 1023, 1098}}) {
+    Batch batch{.tokens = std::vector<int32_t>(positions.size()), .pages = scene.batch.pages};
+    std::vector<float> rows;
+    for (const int p : positions) {
+      batch.segments.push_back({int(batch.segments.size()), 1, p, 0});
+      rows.insert(rows.end(), in.q.begin() + p * q_dim, in.q.begin() + (p + 1) * q_dim);
+    }
+    DeviceMatrix few(*backend_, batch.rows(), q_dim, rows), out(*backend_, batch.rows(), out_dim);
+    backend_->begin_step(batch);
+    backend_->mla_attention(few.tensor(), kv_b, s, batch, cache, out.tensor());
+    const auto got = out.floats();
+    for (size_t i = 0; i < got.size(); ++i) {
+      const size_t p = size_t(positions[i / size_t(out_dim)]);
+      ASSERT_EQ(got[i], want[p * size_t(out_dim) + i % size_t(out_dim)]) << "position " << p;
     }
   }
   backend_->free(cache.data);

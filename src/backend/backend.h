@@ -58,12 +58,20 @@ struct SampleResult {
   Tensor top_ids;   // [R, max_logprobs] i32: the best, ids rising among equals
 };
 
+// What the machine can do at best: the denominators of every share that is reported. 0: unknown.
+struct MachineLimits {
+  double read_bytes_per_second = 0;  // from memory beyond the caches
+  double flops_per_second = 0;       // multiply-adds from registers, two operations each
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
 
   // One line for people: device, instruction set, threads.
   virtual std::string description() const = 0;
+  // Measured at the call, which takes a second or two.
+  virtual MachineLimits measure_limits() = 0;
   virtual DType activation_dtype() const { return DType::kF32; }
   // kBF16: linear, experts and kv_b's products round their inputs to BF16 first. Never route.
   virtual DType product_input_dtype() const { return DType::kF32; }

@@ -22,6 +22,8 @@ std::vector<LinearCase> linear_cases() {
     cases.push_back({70, 704, 256, format});
     cases.push_back({2, 576, 5120, format});
   }
+  cases.push_back({1, 3072, 2048, Format::kBF16});
+  cases.push_back({48, 1536, 2048, Format::kBF16});
   cases.push_back({3, 20, 33, Format::kBF16});  // NVFP4 has no odd K
   cases.push_back({1, 5, 1, Format::kBF16});
   return cases;
@@ -35,6 +37,7 @@ std::vector<ExpertsCase> experts_cases() {
     cases.push_back({9, 48, 4, 512, 96, format});
     cases.push_back({300, 8, 2, 64, 32, format});
   }
+  cases.push_back({7, 5, 2, 40, 24, Format::kBF16});
   return cases;
 }
 
@@ -49,6 +52,7 @@ std::vector<AttentionCase> attention_cases() {
   }
   cases.push_back({1, KvFormat::kBF16, 16, {{1100, 1}}});
   cases.push_back({3, KvFormat::kBF16, 16, {{600, 70}}});
+  cases.push_back({4, KvFormat::kBF16, 16, {{20, 3}}, Format::kNvfp4});
   cases.push_back({4, KvFormat::kBF16, 16, {}});
   return cases;
 }

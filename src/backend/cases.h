@@ -31,6 +31,7 @@ struct AttentionCase {
   KvFormat kv_format;
   int page_size;
   std::vector<std::pair<int, int>> segments;  // (context, rows)
+  Format format = Format::kBF16;              // of kv_b
 };
 
 std::vector<LinearCase> linear_cases();

@@ -5,6 +5,8 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include "base/utf8.h"
+
 namespace nibble {
 namespace {
 
@@ -47,9 +49,10 @@ void log(LogLevel level, std::string_view text) {
 }
 
 std::string escape_control(std::string_view text) {
-  std::string out;
-  out.reserve(text.size());
-  for (const char c : text) {
+  std::string valid, out;
+  append_valid_utf8(text, /*hold_incomplete=*/false, valid);
+  out.reserve(valid.size());
+  for (const char c : valid) {
     const auto byte = static_cast<unsigned char>(c);
     if (c == '\n') {
       out += "\\n";

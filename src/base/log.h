@@ -26,7 +26,7 @@ inline void log_error(std::string_view text) {
   log(LogLevel::kError, text);
 }
 
-// Control characters as \n, \t, \x1b ...; everything else as it is.
+// Control characters as \n, \t, \x1b ..., broken UTF-8 repaired; everything else as it is.
 std::string escape_control(std::string_view text);
 
 }  // namespace nibble

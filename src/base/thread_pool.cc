@@ -67,7 +67,8 @@ int num_physical_cores() {
   return std::max(1, int(cores.size()) + unknown);
 }
 
-ThreadPool::ThreadPool(int num_threads) : num_threads_(std::max(1, num_threads)) {
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(std::max(1, num_threads)), claims_(size_t(num_threads_)) {
   for (int t = 1; t < num_threads_; ++t) workers_.emplace_back([this, t] { work(t); });
   // With no core to spare, the other threads of the process would queue behind a pinned worker.
   const int cores = int(std::thread::hardware_concurrency());
@@ -93,16 +94,31 @@ void ThreadPool::run_erased(Function function, void* body) {
   if (num_threads_ == 1) return function(body, 0);
   function_ = function;
   body_ = body;
-  running_.store(num_threads_ - 1, std::memory_order_relaxed);
-  generation_.fetch_add(1);  // publishes function and body
+  remaining_.store(num_threads_, std::memory_order_relaxed);
+  const uint32_t generation = generation_.fetch_add(1) + 1;  // publishes function and body
   if (sleeping_.load() > 0) {
     std::lock_guard lock(mutex_);
     wake_.notify_all();
   }
-  function(body, 0);
-  // A worker that lost its core may need a while: give ours up after spinning.
-  const auto done = [this] { return running_.load(std::memory_order_acquire) == 0; };
+  for (int share = 0; share < num_threads_; ++share) {
+    // Workers that are awake have their shares by the time that the caller has done its own.
+    try_share(share, generation);
+  }
+  // A worker that lost its core in the middle of its share may need a while.
+  const auto done = [this] { return remaining_.load(std::memory_order_acquire) == 0; };
   while (!spin_until(done)) std::this_thread::yield();
+}
+
+// Does the share unless another thread has it. A claim can only succeed while the loop of that
+// generation is running, since the loop does not end before all its shares are claimed and done.
+bool ThreadPool::try_share(int share, uint32_t generation) {
+  std::atomic<uint32_t>& claimed = claims_[size_t(share)].generation;
+  uint32_t last = claimed.load(std::memory_order_acquire);
+  if (last == generation || generation_.load(std::memory_order_acquire) != generation) return false;
+  if (!claimed.compare_exchange_strong(last, generation)) return false;
+  function_(body_, share);
+  remaining_.fetch_sub(1, std::memory_order_release);
+  return true;
 }
 
 void ThreadPool::work(int thread) {
@@ -119,8 +135,7 @@ void ThreadPool::work(int thread) {
     }
     if (stopping_.load()) return;
     seen = generation_.load(std::memory_order_acquire);
-    function_(body_, thread);
-    running_.fetch_sub(1, std::memory_order_release);
+    try_share(thread, seen);
   }
 }
 

@@ -7,12 +7,12 @@
 namespace nibble {
 namespace {
 
-TEST(ThreadPool, EveryThreadRunsOnce) {
+TEST(ThreadPool, EveryShareRunsOnce) {
   for (const int threads : {1, 2, 5}) {
     ThreadPool pool(threads);
     for (int round = 0; round < 2000; ++round) {
       std::vector<int> calls(size_t(threads), 0);
-      pool.run([&](int t) { ++calls[size_t(t)]; });
+      pool.run([&](int share) { ++calls[size_t(share)]; });
       EXPECT_EQ(std::accumulate(calls.begin(), calls.end(), 0), threads);
     }
   }

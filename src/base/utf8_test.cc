@@ -50,6 +50,7 @@ TEST(Utf8, CodePoints) {
 
 TEST(Log, ControlCharactersAreEscaped) {
   EXPECT_EQ(escape_control("a\n\x1b[31m\tb\x7f"), "a\\n\\x1b[31m\\tb\\x7f");
+  EXPECT_EQ(escape_control("\xFF\xE4\xBD\xA0"), "\xEF\xBF\xBD\xE4\xBD\xA0");
 }
 
 }  // namespace

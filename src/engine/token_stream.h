@@ -29,7 +29,7 @@ struct Finish {
   // The stop id that ended it, or -1. It is not among the tokens, but was generated: usage and
   // metrics count it.
   int32_t stop_token = -1;
-  std::string error{};      // kError: what happened
+  std::string error{};  // kError: what happened
 };
 
 // Everything that arrived since the last look.

@@ -1,5 +1,7 @@
 #include "server/http.h"
 
+#include <sys/resource.h>
+
 #include <atomic>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -27,6 +29,14 @@ namespace asio = boost::asio;
 using asio::ip::tcp;
 using boost::system::error_code;
 using namespace std::chrono_literals;
+
+// Every connection is a file; the usual soft limit of 1,024 is for programs that use select().
+void raise_file_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
 
 }  // namespace
 
@@ -99,6 +109,7 @@ void HttpServer::State::listen() {
 
 void HttpServer::State::run() {
   std::signal(SIGPIPE, SIG_IGN);
+  raise_file_limit();
   asio::co_spawn(io_, accept(), asio::detached);
   if (options_.handle_signals) asio::co_spawn(io_, obey_signals(), asio::detached);
   io_.run();

@@ -51,7 +51,8 @@ class LiveAnswer {
   virtual ~LiveAnswer() = default;
 
   // Called after each HttpServer::wake() and every few seconds. Appends to response.body what has
-  // become certain; true when the answer is whole. Must not wait.
+  // become certain; true when the answer is whole. Must not wait. Should it throw, the connection
+  // is dropped.
   virtual bool advance() = 0;
 
   // Streamed: the head goes out at once, response.body is sent and emptied after each advance().
@@ -105,6 +106,7 @@ class HttpServer {
 
   uint16_t port() const;
   // Serves until stop() and the last answer, or abort(). The calling thread is the I/O thread.
+  // Changes the process: SIGPIPE is ignored, as many files may be open as the hard limit allows.
   void run();
 
   // Any thread, also before run(). stop: accepts no more, finishes what is begun. abort: drops it.

@@ -8,6 +8,7 @@
 #include <boost/beast/http/status.hpp>
 #include <charconv>
 #include <ctime>
+#include <exception>
 #include <utility>
 
 #include "base/log.h"
@@ -269,7 +270,12 @@ void Connection::poll() {
     log_debug("a client reads its stream too slowly: cut off");
     return abort();
   }
-  live_whole_ = live_->advance();
+  try {
+    live_whole_ = live_->advance();
+  } catch (const std::exception& error) {
+    log_error(std::string("an answer failed: ") + error.what());
+    return abort();
+  }
   if (live_->streams) {
     queue_chunk(live_->response.body);
     live_->response.body.clear();

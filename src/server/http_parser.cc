@@ -11,6 +11,10 @@ namespace {
 
 namespace beast_http = boost::beast::http;
 
+// What is left of an unfinished chunked body is never shorter than its end, "0", CRLF, CRLF. The
+// library asserts that it sees as much.
+constexpr size_t kMinChunkedBytes = 5;
+
 char lower(char c) {
   return c >= 'A' && c <= 'Z' ? char(c - 'A' + 'a') : c;
 }
@@ -83,6 +87,7 @@ size_t RequestParser::put(std::string_view bytes) {
   while (taken < bytes.size() && (state_ == State::kHead || state_ == State::kBody)) {
     boost::system::error_code error;
     const std::string_view rest = bytes.substr(taken);
+    if (state_ == State::kBody && impl_->parser.chunked() && rest.size() < kMinChunkedBytes) break;
     const size_t count = impl_->parser.put(boost::asio::buffer(rest.data(), rest.size()), error);
     taken += count;
     const bool was_head = state_ == State::kHead;
@@ -123,9 +128,7 @@ void RequestParser::take_head() {
   expects_continue_ = lower(request_.header("expect")) == "100-continue";
 
   const std::string_view encoding = request_.header("transfer-encoding");
-  if (request_.version != 10 && request_.version != 11) {
-    fail(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.");
-  } else if (request_.headers.size() > options_.max_header_fields) {
+  if (request_.headers.size() > options_.max_header_fields) {
     fail(431, "The request has more than " + std::to_string(options_.max_header_fields) +
                   " header fields.");
   } else if (!path) {

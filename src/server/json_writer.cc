@@ -86,6 +86,14 @@ JsonWriter& JsonWriter::key(std::string_view name) {
   return *this;
 }
 
+JsonWriter& JsonWriter::text_key(std::string_view text) {
+  separate();
+  append_json_string(text, text_);
+  text_ += ':';
+  needs_comma_ = false;
+  return *this;
+}
+
 JsonWriter& JsonWriter::string(std::string_view text) {
   separate();
   append_json_string(text, text_);

@@ -18,7 +18,8 @@ class JsonWriter {
   JsonWriter& begin_array() { return open('['); }
   JsonWriter& end_array() { return close(']'); }
 
-  JsonWriter& key(std::string_view name);  // a plain name: not escaped
+  JsonWriter& key(std::string_view name);       // a plain name: not escaped
+  JsonWriter& text_key(std::string_view text);  // any text
   JsonWriter& string(std::string_view text);
   JsonWriter& integer(int64_t value);
   JsonWriter& number(double value);  // finite

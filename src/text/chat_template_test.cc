@@ -52,15 +52,6 @@ RenderRequest request_of(const Json& test) {
           .add_generation_prompt = test.value("add_generation_prompt", true)};
 }
 
-// JSON's integers have 64 bits here; longer ones become floats.
-std::string expected_text(const Json& test) {
-  const std::string integer = "123456789012345678901";
-  std::string text = test.at("rendered");
-  const size_t at = text.find(integer);
-  return at == std::string::npos ? text
-                                 : text.replace(at, integer.size(), "1.2345678901234568e+20");
-}
-
 // The 400 that a render ends with.
 ApiError refusal(const ChatTemplate& chat_template, const RenderRequest& request) {
   try {
@@ -76,12 +67,19 @@ TEST_F(ChatTemplateTest, RendersGlm47AsTransformersDoes) {
       ChatTemplate::load(folder_, "GLM-4.7", read(kGolden / "GLM-4.7-Flash.jinja"));
   const Json cases = Json::parse(read(kGolden / "glm47_template.json"));
   EXPECT_EQ(cases.size(), 166u);
+  // nlohmann-json reads integers beyond 64 bits as doubles, so their last digits are lost.
+  const std::string kBigInteger = "123456789012345678901";
   for (const Json& test : cases) {
     const RenderRequest request = request_of(test);
     if (test.contains("error")) {
       EXPECT_EQ(refusal(*chat_template, request).status, 400) << test.at("name");
     } else {
-      EXPECT_EQ(chat_template->render(request), expected_text(test)) << test.at("name");
+      std::string expected = test.at("rendered");
+      const size_t big = expected.find(kBigInteger);
+      if (big != std::string::npos) {
+        expected.replace(big, kBigInteger.size(), "1.2345678901234568e+20");
+      }
+      EXPECT_EQ(chat_template->render(request), expected) << test.at("name");
     }
   }
 }

@@ -154,6 +154,11 @@ TEST(Jinja, BoundsTimeAndMemory) {
       "{{ (['a' * 100000] * 100000) | string }}",
       "{{ ([[1] * 100000] * 100000) | tojson(indent=1000) }}",
       "{{ range(99999) | map('string') | list * 1000 }}",
+      "{{ '{:>10000000000}'.format(1) }}",
+      "{% set n = namespace(s=1) %}{% set n.s = n %}{{ n }}",
+      "{% set n = namespace(s=1) %}{% set n.s = [{'a': n}] %}{{ 'a' ~ n }}",
+      "{% set a = [1] %}" + repeated("{% set a = [a, a] %}", 60) + "{{ a == a }}",
+      "{% set a = {} %}" + repeated("{% set a = {'a': a, 'b': a} %}", 60) + "{{ 'a' ~ a }}",
   };
   for (const std::string& source : kEndless) {
     EXPECT_EQ(outcome(source), "error: runtime") << source;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cpu/machine_limits.h"
 #include "backend/cpu/rows.h"
 
 namespace nibble {
@@ -24,6 +25,11 @@ CpuBackend::CpuBackend(int threads)
 std::string CpuBackend::description() const {
   return "cpu: " + workers_.instruction_set() + ", " + std::to_string(workers_.size()) +
          (workers_.size() == 1 ? " thread" : " threads");
+}
+
+MachineLimits CpuBackend::measure_limits() {
+  return {.read_bytes_per_second = measure_read_bandwidth(workers_.pool()),
+          .flops_per_second = measure_gemm_peak(workers_.pool())};
 }
 
 DType CpuBackend::product_input_dtype() const {

@@ -20,6 +20,7 @@ class CpuBackend : public Backend {
   explicit CpuBackend(int threads);
 
   std::string description() const override;
+  MachineLimits measure_limits() override;
   DType product_input_dtype() const override;
 
   void* allocate(size_t bytes) override;

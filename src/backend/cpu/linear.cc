@@ -3,7 +3,7 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kPanelGroup = 8;  // panels that one row's kernel takes at once
+constexpr int64_t kPanelGroup = kGroupPanels;
 
 }  // namespace
 

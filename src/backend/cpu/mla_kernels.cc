@@ -2,10 +2,16 @@
 // online softmax, and the sums of latents.
 //
 // Per block of 64 positions, aligned to absolute positions:
-//   1. records are decoded to FP32, 8 at a time, and scored while they are in the L1 cache: a tile
-//      of up to 6 queries by 2 positions (4 with 32 registers), lanes over the 576 values
+//   1. scores: tiles of queries by positions, lanes over the 576 values. Records are decoded to
+//   FP32
+//      8 at a time and scored while they are in the L1 cache
 //   2. softmax: 64 scores of a query make one step of its running maximum and sum
-//   3. values: a tile of queries by vectors of 64 latent values at a time, positions innermost
+//   3. values: tiles of queries by vectors of latent values, positions innermost
+// Few queries (one tile) read BF16 records as they are stored: decoding is exact, so it does not
+// matter where it happens. Tiles: 10 accumulators with 16 registers, 24 with 32.
+//
+// Measured on one core of an EPYC (Zen 4) guest with AVX2, of 91 GFLOP/s: 64 queries 73 (80%), 20
+// queries 69, 4 queries 69, 2 queries 58, one query 26.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/mla_kernels.cc"
 #include "backend/cpu/mla_kernels.h"
@@ -21,8 +27,8 @@ HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
 
-constexpr int kMaxSums = kVectorRegisters == 32 ? 24 : 12;
-constexpr int kMaxQueries = 6;
+constexpr int kMaxSums = kVectorRegisters == 32 ? 24 : 10;
+constexpr int kMaxQueries = kVectorRegisters == 32 ? 6 : 5;
 constexpr int kPositions = 8;      // decoded at once
 constexpr int kValueColumns = 64;  // of the latent, summed at once
 static_assert(kValueColumns % kLanes == 0);
@@ -55,8 +61,7 @@ HWY_INLINE void decode(KvFormat format, const uint8_t* record, int width, float*
     const uint16_t* from = reinterpret_cast<const uint16_t*>(record);
     const hn::Rebind<uint16_t, Words> halves;
     for (; i + kLanes <= width; i += kLanes) {
-      const WordVec bits = hn::PromoteTo(words, hn::LoadU(halves, from + i));
-      store(hn::BitCast(Floats(), hn::ShiftLeft<16>(bits)), out + i);
+      store(even_half(hn::PromoteTo(words, hn::LoadU(halves, from + i))), out + i);
     }
   } else if (format == KvFormat::kFp8) {
     const hn::Rebind<uint8_t, Words> bytes;
@@ -74,11 +79,42 @@ HWY_INLINE void decode(KvFormat format, const uint8_t* record, int width, float*
   for (int k = width; k < padded(width); ++k) out[k] = 0;
 }
 
+// The records of a block, by position and value.
+struct DecodedRecords {
+  const float* data;
+  int64_t stride;
+
+  HWY_INLINE FloatVec at(int64_t j, int64_t d) const { return load(data + j * stride + d); }
+};
+
+struct StoredBf16Records {
+  const uint8_t* const* rows;  // [kAttentionBlock]
+
+  HWY_INLINE FloatVec at(int64_t j, int64_t d) const {
+    const hn::Rebind<uint16_t, Words> halves;
+    const uint16_t* row = reinterpret_cast<const uint16_t*>(rows[j]);
+    return even_half(hn::PromoteTo(Words(), hn::LoadU(halves, row + d)));
+  }
+};
+
+// The addresses of the records [start, start + size), the last one repeated up to a whole block.
+HWY_INLINE void find_records(const RecordPages& pages, int64_t start, int64_t size,
+                             const uint8_t** rows) {
+  const int64_t record_bytes = kv_record_bytes(pages.cache.format, pages.cache.width);
+  int64_t slot = start % pages.cache.page_size;
+  const uint8_t* row = pages.at(start);
+  for (int64_t j = 0; j < size; ++j, ++slot, row += record_bytes) {
+    if (slot == pages.cache.page_size) slot = 0, row = pages.at(start + j);
+    rows[j] = row;
+  }
+  for (int64_t j = size; j < kAttentionBlock; ++j) rows[j] = rows[size - 1];
+}
+
 // Scores ----------------------------------------------------------------------------------------
 
-template <int kQueries, int kWidth>
-HWY_INLINE void score_tile(const float* const* q, const float* records, int64_t stride,
-                           float* scores) {
+template <int kQueries, int kWidth, typename Records>
+HWY_INLINE void score_tile(const float* const* q, const Records& records, int64_t position,
+                           int64_t stride, float* scores) {
   FloatVec sum[kQueries][kWidth];
 #pragma GCC unroll 8
   for (int i = 0; i < kQueries; ++i) {
@@ -91,10 +127,10 @@ HWY_INLINE void score_tile(const float* const* q, const float* records, int64_t 
   for (int64_t d = 0; d < stride; d += kLanes) {
     FloatVec c[kWidth];
 #pragma GCC unroll 8
-    for (int j = 0; j < kWidth; ++j) c[j] = load(records + j * stride + d);
+    for (int j = 0; j < kWidth; ++j) c[j] = in_register(records.at(position + j, d));
 #pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
-      const FloatVec x = load(rows[i] + d);
+      const FloatVec x = in_register(load(rows[i] + d));
 #pragma GCC unroll 8
       for (int j = 0; j < kWidth; ++j) sum[i][j] = hn::MulAdd(x, c[j], sum[i][j]);
     }
@@ -108,17 +144,17 @@ HWY_INLINE void score_tile(const float* const* q, const float* records, int64_t 
   }
 }
 
-// kPositions scores of each of `count` queries.
-template <int kQueries = kMaxQueries>
-HWY_INLINE void score_queries(int count, const float* const* q, const float* records,
-                              int64_t stride, float* scores) {
+// kPositions scores of each of `count` queries, from `position` of the block on.
+template <typename Records, int kQueries = kMaxQueries>
+HWY_INLINE void score_queries(int count, const float* const* q, const Records& records,
+                              int64_t position, int64_t stride, float* scores) {
   if (count == kQueries) {
     constexpr int kWidth = width_for(kQueries);
     for (int j = 0; j < kPositions; j += kWidth) {
-      score_tile<kQueries, kWidth>(q, records + j * stride, stride, scores + j);
+      score_tile<kQueries, kWidth>(q, records, position + j, stride, scores + j);
     }
   } else if constexpr (kQueries > 1) {
-    score_queries<kQueries - 1>(count, q, records, stride, scores);
+    score_queries<Records, kQueries - 1>(count, q, records, position, stride, scores);
   }
 }
 
@@ -148,25 +184,34 @@ HWY_INLINE float softmax_step(float* scores, int64_t seen, float scale, float* t
 
 // Values ----------------------------------------------------------------------------------------
 
+// What the sums of a block need.
+struct ValueTile {
+  const float* p;        // [queries, kAttentionBlock]
+  const float* factors;  // [queries]
+  int64_t positions;
+  float* values;  // [queries, stride]
+  int64_t stride;
+};
+
 // values = values * factor + sum over positions of p * latent, for kWidth vectors of columns.
-template <int kQueries, int kWidth>
-HWY_INLINE void value_tile(const float* p, const float* factors, const float* records,
-                           int64_t stride, int64_t positions, int64_t value_stride, float* values) {
+template <int kQueries, int kWidth, typename Records>
+HWY_INLINE void value_tile(const ValueTile& tile, const Records& records, int64_t d) {
   FloatVec sum[kQueries][kWidth];
 #pragma GCC unroll 8
   for (int i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 8
     for (int v = 0; v < kWidth; ++v) {
-      sum[i][v] = hn::Mul(load(values + i * value_stride + v * kLanes), set(factors[i]));
+      sum[i][v] =
+          hn::Mul(load(tile.values + i * tile.stride + d + v * kLanes), set(tile.factors[i]));
     }
   }
-  for (int64_t j = 0; j < positions; ++j) {
+  for (int64_t j = 0; j < tile.positions; ++j) {
     FloatVec c[kWidth];
 #pragma GCC unroll 8
-    for (int v = 0; v < kWidth; ++v) c[v] = load(records + j * stride + v * kLanes);
+    for (int v = 0; v < kWidth; ++v) c[v] = in_register(records.at(j, d + v * kLanes));
 #pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
-      const FloatVec x = set(p[i * kAttentionBlock + j]);
+      const FloatVec x = set(tile.p[i * kAttentionBlock + j]);
 #pragma GCC unroll 8
       for (int v = 0; v < kWidth; ++v) sum[i][v] = hn::MulAdd(x, c[v], sum[i][v]);
     }
@@ -174,74 +219,103 @@ HWY_INLINE void value_tile(const float* p, const float* factors, const float* re
 #pragma GCC unroll 8
   for (int i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kWidth; ++v) store(sum[i][v], values + i * value_stride + v * kLanes);
+    for (int v = 0; v < kWidth; ++v) {
+      store(sum[i][v], tile.values + i * tile.stride + d + v * kLanes);
+    }
   }
 }
 
-template <int kQueries, int kWidth = width_for(kQueries)>
-HWY_INLINE void value_columns(const float* p, const float* factors, const float* records,
-                              int64_t stride, int64_t positions, int64_t columns,
-                              int64_t value_stride, float* values) {
-  int64_t d = 0;
-  for (; d + kWidth * kLanes <= columns; d += kWidth * kLanes) {
-    value_tile<kQueries, kWidth>(p, factors, records + d, stride, positions, value_stride,
-                                 values + d);
+// The columns [first, last) of kQueries queries.
+template <int kQueries, typename Records, int kWidth = width_for(kQueries)>
+HWY_INLINE void value_columns(const ValueTile& tile, const Records& records, int64_t first,
+                              int64_t last) {
+  int64_t d = first;
+  for (; d + kWidth * kLanes <= last; d += kWidth * kLanes) {
+    value_tile<kQueries, kWidth>(tile, records, d);
   }
   if constexpr (kWidth > 1) {
-    if (d < columns) {
-      value_columns<kQueries, kWidth / 2>(p, factors, records + d, stride, positions, columns - d,
-                                          value_stride, values + d);
-    }
+    if (d < last) value_columns<kQueries, Records, kWidth / 2>(tile, records, d, last);
   }
 }
 
-template <int kQueries = kMaxQueries>
-HWY_INLINE void value_queries(int count, const float* p, const float* factors, const float* records,
-                              int64_t stride, int64_t positions, int64_t columns,
-                              int64_t value_stride, float* values) {
+template <typename Records, int kQueries = kMaxQueries>
+HWY_INLINE void value_queries(int count, const ValueTile& tile, const Records& records,
+                              int64_t first, int64_t last) {
   if (count == kQueries) {
-    value_columns<kQueries>(p, factors, records, stride, positions, columns, value_stride, values);
+    value_columns<kQueries>(tile, records, first, last);
   } else if constexpr (kQueries > 1) {
-    value_queries<kQueries - 1>(count, p, factors, records, stride, positions, columns,
-                                value_stride, values);
+    value_queries<Records, kQueries - 1>(count, tile, records, first, last);
   }
 }
 
-// A block of positions [start, start + size) for the queries from `first` on.
-void attend_block(const AttentionQueries& queries, int first, const RecordPages& pages,
-                  int64_t start, int64_t size, const AttentionShape& shape,
-                  const AttentionScratch& scratch, const AttentionSums& out) {
-  const int64_t stride = padded(shape.record_dim), value_stride = padded(shape.latent_dim);
-  const int count = queries.count - first;
-  const int tiles = (count + kMaxQueries - 1) / kMaxQueries;
-  for (int64_t j = 0; j < size; j += kPositions) {
-    float* records = scratch.records + j * stride;
-    for (int64_t i = 0; i < kPositions; ++i) {
-      if (j + i < size) {
-        decode(pages.cache.format, pages.at(start + j + i), shape.record_dim, records + i * stride);
-      } else {
-        for (int64_t d = 0; d < stride; ++d) records[i * stride + d] = 0;
-      }
-    }
-    for (int t = 0; t < tiles; ++t) {
-      const int q = first + count * t / tiles, end = first + count * (t + 1) / tiles;
-      score_queries(end - q, queries.rows + q, records, stride,
-                    scratch.scores + q * kAttentionBlock + j);
-    }
+// Decodes the block's records from j on, kPositions of them.
+HWY_INLINE void decode_some(KvFormat format, const uint8_t* const* rows, int64_t j, int width,
+                            float* records) {
+  for (int64_t i = j; i < j + kPositions; ++i) {
+    decode(format, rows[i], width, records + i * padded(width));
   }
+}
+
+// A step of the softmax of queries [first, count) over a block's scores.
+HWY_INLINE void softmax_block(const AttentionQueries& queries, int first, int64_t start,
+                              float scale, const AttentionScratch& scratch,
+                              const AttentionSums& out) {
   for (int q = first; q < queries.count; ++q) {
     const int64_t seen = queries.positions[q] + 1 - start;
     scratch.factors[q] = softmax_step(scratch.scores + q * kAttentionBlock,
-                                      seen < kAttentionBlock ? seen : kAttentionBlock, shape.scale,
+                                      seen < kAttentionBlock ? seen : kAttentionBlock, scale,
                                       out.top + q, out.sum + q);
   }
-  for (int64_t d = 0; d < value_stride; d += kValueColumns) {
-    const int64_t columns = d + kValueColumns < value_stride ? kValueColumns : value_stride - d;
+}
+
+HWY_INLINE ValueTile value_tile_of(int q, int64_t size, const AttentionScratch& scratch,
+                                   const AttentionSums& out, int latent_dim) {
+  return {.p = scratch.scores + q * kAttentionBlock,
+          .factors = scratch.factors + q,
+          .positions = size,
+          .values = out.values + q * padded(latent_dim),
+          .stride = padded(latent_dim)};
+}
+
+// A block of positions [start, start + size) for the queries from `first` on: one tile of them.
+void attend_block_of_few(const AttentionQueries& queries, int first, const uint8_t* const* rows,
+                         int64_t start, int64_t size, const AttentionShape& shape,
+                         const AttentionScratch& scratch, const AttentionSums& out) {
+  const StoredBf16Records records{rows};
+  const int count = queries.count - first;
+  for (int64_t j = 0; j < size; j += kPositions) {
+    score_queries(count, queries.rows + first, records, j, shape.record_dim,
+                  scratch.scores + first * kAttentionBlock + j);
+  }
+  softmax_block(queries, first, start, shape.scale, scratch, out);
+  value_queries(count, value_tile_of(first, size, scratch, out, shape.latent_dim), records, 0,
+                shape.latent_dim);
+}
+
+// The same for any number of queries.
+void attend_block(const AttentionQueries& queries, int first, KvFormat format,
+                  const uint8_t* const* rows, int64_t start, int64_t size,
+                  const AttentionShape& shape, const AttentionScratch& scratch,
+                  const AttentionSums& out) {
+  const int64_t stride = padded(shape.record_dim), columns = padded(shape.latent_dim);
+  const DecodedRecords records{scratch.records, stride};
+  const int count = queries.count - first;
+  const int tiles = (count + kMaxQueries - 1) / kMaxQueries;
+  const auto tile_start = [&](int t) { return first + count * t / tiles; };
+  for (int64_t j = 0; j < size; j += kPositions) {
+    decode_some(format, rows, j, shape.record_dim, scratch.records);
     for (int t = 0; t < tiles; ++t) {
-      const int q = first + count * t / tiles, end = first + count * (t + 1) / tiles;
-      value_queries(end - q, scratch.scores + q * kAttentionBlock, scratch.factors + q,
-                    scratch.records + d, stride, size, columns, value_stride,
-                    out.values + q * value_stride + d);
+      const int q = tile_start(t);
+      score_queries(tile_start(t + 1) - q, queries.rows + q, records, j, stride,
+                    scratch.scores + q * kAttentionBlock + j);
+    }
+  }
+  softmax_block(queries, first, start, shape.scale, scratch, out);
+  for (int64_t d = 0; d < columns; d += kValueColumns) {
+    for (int t = 0; t < tiles; ++t) {
+      const int q = tile_start(t);
+      value_queries(tile_start(t + 1) - q, value_tile_of(q, size, scratch, out, shape.latent_dim),
+                    records, d, d + kValueColumns < columns ? d + kValueColumns : columns);
     }
   }
 }
@@ -255,11 +329,21 @@ void attend(const AttentionQueries& queries, const RecordPages& pages, int64_t f
     float* values = out.values + q * padded(shape.latent_dim);
     for (int64_t d = 0; d < padded(shape.latent_dim); ++d) values[d] = 0;
   }
+  const KvFormat format = pages.cache.format;
+  const bool few = format == KvFormat::kBF16 && queries.count <= kMaxQueries &&
+                   padded(shape.record_dim) == shape.record_dim &&
+                   padded(shape.latent_dim) == shape.latent_dim;
+  const uint8_t* rows[kAttentionBlock];
   int q = 0;
   for (int64_t start = first; start < last; start += kAttentionBlock) {
     while (q < queries.count && queries.positions[q] < start) ++q;
     const int64_t size = last - start < kAttentionBlock ? last - start : kAttentionBlock;
-    attend_block(queries, q, pages, start, size, shape, scratch, out);
+    find_records(pages, start, size, rows);
+    if (few) {
+      attend_block_of_few(queries, q, rows, start, size, shape, scratch, out);
+    } else {
+      attend_block(queries, q, format, rows, start, size, shape, scratch, out);
+    }
   }
 }
 
@@ -300,7 +384,7 @@ HWY_INLINE WordVec encode_bf16(FloatVec x) {
   const Words words;
   const WordVec bits = hn::BitCast(words, x);
   const WordVec quiet = hn::Or(hn::ShiftRight<16>(bits), hn::Set(words, 0x40u));
-  return hn::IfThenElse(hn::RebindMask(words, hn::Ne(x, x)), quiet, round_off<16>(bits));
+  return hn::IfThenElse(hn::RebindMask(words, hn::IsNaN(x)), quiet, round_off<16>(bits));
 }
 
 HWY_INLINE WordVec encode_e4m3(FloatVec x) {
@@ -316,7 +400,7 @@ HWY_INLINE WordVec encode_e4m3(FloatVec x) {
       hn::Sub(hn::BitCast(words, hn::Add(capped, set(0x1p14f))), hn::BitCast(words, set(0x1p14f)));
   const auto is_small = hn::RebindMask(words, hn::Lt(capped, set(0x1p-6f)));
   const WordVec code = hn::IfThenElse(is_small, small, normal);
-  const auto is_nan = hn::RebindMask(words, hn::Ne(x, x));
+  const auto is_nan = hn::RebindMask(words, hn::IsNaN(x));
   return hn::Or(sign, hn::IfThenElse(is_nan, hn::Set(words, 0x7fu), code));
 }
 

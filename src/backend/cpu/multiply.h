@@ -32,6 +32,9 @@ void multiply_f32(const Product& product, Scratch<uint32_t>& pairs);
 // BF16 dot products (AVX512-BF16) of the inputs rounded to BF16; BF16 panels only.
 void multiply_bf16_avx512bf16(const Product& product, Scratch<uint32_t>& pairs);
 
+// Floating-point operations of `rounds` rounds of BF16 dot products from registers alone.
+double dot_registers_avx512bf16(int64_t rounds);
+
 // Rows that a product should take at once, so that they stay in the L2 cache.
 int64_t rows_per_block(int64_t cols);
 

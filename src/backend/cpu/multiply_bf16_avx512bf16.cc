@@ -1,9 +1,12 @@
 // out = x w^T by BF16 dot products with FP32 sums (vdpbf16ps), inputs rounded to BF16.
 //                                          x [M, K] rows, w BF16 panels of 16 outputs (pack.h)
 //
-// A panel's pair of K is one register and the second operand is a pair of inputs in all lanes. A
-// tile is R rows by P panels: 1x8, 2x8, 3x8, 4..6x4, at most 24 accumulators; K runs innermost and
-// undivided, so an output's sum is the same for any M.
+// A line of a panel is one register and the second operand is a pair of inputs in all lanes. A tile
+// is up to 6 rows by a group of 4 panels, at most 24 accumulators; K runs innermost and undivided,
+// so an output's sum is the same for any M.
+//
+// Measured on 16 cores of a Xeon with AVX512-BF16: 70 rows 557 of 651 GFLOP/s (86%); one row of
+// 3072x2048 490 GB/s from the caches.
 #include "backend/cpu/multiply.h"
 
 #if defined(__x86_64__)
@@ -17,11 +20,6 @@ namespace nibble {
 namespace {
 
 constexpr int kMaxRows = 6;
-constexpr int kMaxAccumulators = 24;
-
-constexpr int panels_of(int rows) {
-  return rows * 8 <= kMaxAccumulators ? 8 : 4;
-}
 
 // A row as pairs of BF16, an odd end padded by a zero.
 inline void round_row(const float* x, int64_t cols, uint32_t* pairs) {
@@ -43,7 +41,8 @@ __attribute__((noinline)) void multiply_tile(const Product& product, const uint3
                                              int64_t first_row, int64_t p) {
   const Panels& w = product.w;
   const int64_t num_pairs = (w.cols + 1) / 2;
-  const uint8_t* panel = w.data + p * w.panel_bytes;
+  const uint8_t* line = w.panel(p);
+  const int64_t stride = w.line_stride(p);
   const uint32_t* x[kRows];
   __m512 sum[kRows][kPanels];
 #pragma GCC unroll 8
@@ -52,11 +51,11 @@ __attribute__((noinline)) void multiply_tile(const Product& product, const uint3
 #pragma GCC unroll 8
     for (int i = 0; i < kPanels; ++i) sum[r][i] = _mm512_setzero_ps();
   }
-  for (int64_t k = 0; k < num_pairs; ++k) {
+  for (int64_t k = 0; k < num_pairs; ++k, line += stride) {
     __m512bh factors[kPanels];
 #pragma GCC unroll 8
     for (int i = 0; i < kPanels; ++i) {
-      factors[i] = (__m512bh)_mm512_loadu_si512(panel + i * w.panel_bytes + k * 64);
+      factors[i] = (__m512bh)_mm512_loadu_si512(line + i * kLineBytes);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -83,8 +82,8 @@ __attribute__((noinline)) void multiply_tile(const Product& product, const uint3
   }
 }
 
-// Panels [first, last) of kRows rows, in tiles as wide as registers allow.
-template <int kRows, int kPanels = panels_of(kRows)>
+// The panels [first, last) of a group, in tiles as wide as registers allow.
+template <int kRows, int kPanels = kGroupPanels>
 void multiply_rows(const Product& product, const uint32_t* pairs, int64_t first_row, int64_t first,
                    int64_t last) {
   int64_t p = first;
@@ -116,14 +115,29 @@ void multiply_bf16_avx512bf16(const Product& product, Scratch<uint32_t>& scratch
     round_row(product.x[r], product.w.cols, pairs + r * num_pairs);
   }
   const int64_t tiles = (product.rows + kMaxRows - 1) / kMaxRows;
-  const int64_t group = panels_of(int(product.rows / tiles));
-  for (int64_t p = product.first_panel; p < product.last_panel; p += group) {
-    const int64_t last = p + group < product.last_panel ? p + group : product.last_panel;
+  for (int64_t p = product.first_panel; p < product.last_panel;) {
+    const int64_t last = std::min(p + product.w.left_in_group(p), product.last_panel);
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = product.rows * i / tiles, end = product.rows * (i + 1) / tiles;
       multiply_tile_rows(product, pairs, end - row, row, p, last);
     }
+    p = last;
   }
+}
+
+double dot_registers_avx512bf16(int64_t rounds) {
+  constexpr int kSums = 12;
+  __m512 sum[kSums];
+#pragma GCC unroll 12
+  for (int i = 0; i < kSums; ++i) sum[i] = _mm512_set1_ps(float(i));
+  const __m512bh factor = (__m512bh)_mm512_set1_epi32(0x3f003f00);  // pairs of 0.5
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kSums; ++i) sum[i] = _mm512_dpbf16_ps(sum[i], factor, factor);
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < kSums; ++i) asm volatile("" : : "v"(sum[i]));
+  return double(rounds) * kSums * 16 * 4;
 }
 
 }  // namespace nibble

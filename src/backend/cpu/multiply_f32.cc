@@ -1,9 +1,13 @@
 // out = x w^T in FP32.                      x [M, K] rows, w panels of 16 outputs (pack.h)
 //
-// A tile is R rows by P panels of V vectors, all accumulators in registers; K runs innermost and
-// undivided, so an output is sum(k) in rising k for any M. R is at most 6 and P shrinks as R grows:
-// with 16 registers 1x4, 2x2, 3x2, 4..6x1; with 32 registers 1x8, 2..6x4. One row needs the many
-// panels to hide the latency of its multiply-adds; six rows use a loaded panel six times.
+// A tile is R rows by P panels, all accumulators in registers; K runs innermost and undivided, so
+// an output is sum(k) in rising k for any M. P shrinks as R grows: with 16 registers of 8 lanes
+// 1x4, 2x2, 3..5x1; with 32 registers of 16 lanes 1..6x4. One row needs the many panels to hide the
+// latency of its multiply-adds; more rows use a loaded line more often. One row reads its groups as
+// one stream, which the hardware prefetches best alone.
+//
+// Measured on one core of an EPYC (Zen 4) guest with AVX2: 120 rows 85 of 91 GFLOP/s (93%), 16 rows
+// 86%, 3 rows 71%; one row over 33 MB of weights 35 to 50 GB/s of 43 that plain reading gives.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/multiply_f32.cc"
 #include "backend/cpu/multiply.h"
@@ -17,7 +21,7 @@ namespace nibble {
 namespace HWY_NAMESPACE {
 
 constexpr int kVecs = kPanelRows / kLanes;  // vectors a panel
-constexpr int kMaxAccumulators = kVectorRegisters == 32 ? 24 : 12;
+constexpr int kMaxAccumulators = kVectorRegisters == 32 ? 24 : 10;
 constexpr int kMaxRows = kMaxAccumulators / kVecs < 1   ? 1
                          : kMaxAccumulators / kVecs < 6 ? kMaxAccumulators / kVecs
                                                         : 6;
@@ -25,7 +29,7 @@ constexpr int kMaxRows = kMaxAccumulators / kVecs < 1   ? 1
 constexpr int panels_of(int rows) {
   const int most = rows == 1 ? 8 : kMaxAccumulators;  // 8 chains hide the latency
   int panels = 1;
-  while (panels < 8 && rows * panels * 2 * kVecs <= most) panels *= 2;
+  while (panels < kGroupPanels && rows * panels * 2 * kVecs <= most) panels *= 2;
   return panels;
 }
 
@@ -49,7 +53,7 @@ HWY_INLINE void multiply_add(Tile<kRows, kPanels>& tile, const FloatVec* w, cons
 }
 
 template <PanelFormat kFormat, int kRows, int kPanels>
-HWY_INLINE void sum_over_k(const Panels& w, const uint8_t* panel, const float* const* x,
+HWY_INLINE void sum_over_k(const Panels& w, int64_t p, const float* const* x,
                            Tile<kRows, kPanels>& tile) {
   const float* rows[kRows];
 #pragma GCC unroll 8
@@ -59,34 +63,34 @@ HWY_INLINE void sum_over_k(const Panels& w, const uint8_t* panel, const float* c
 #pragma GCC unroll 8
     for (int v = 0; v < kPanels * kVecs; ++v) tile.sum[r][v] = zero();
   }
+  const uint8_t* line = w.panel(p);
+  const int64_t stride = w.line_stride(p);
   FloatVec factors[kPanels * kVecs];
   if constexpr (kFormat == PanelFormat::kF32) {
-    for (int64_t k = 0; k < w.cols; ++k) {
+    for (int64_t k = 0; k < w.cols; ++k, line += stride) {
 #pragma GCC unroll 8
       for (int v = 0; v < kPanels * kVecs; ++v) {
-        const uint8_t* at = panel + (v / kVecs) * w.panel_bytes + k * 64;
-        factors[v] = load(reinterpret_cast<const float*>(at) + (v % kVecs) * kLanes);
+        factors[v] = load(reinterpret_cast<const float*>(line) + v * kLanes);
       }
       multiply_add<kRows, kPanels>(tile, factors, rows, k);
     }
   } else {
     const Words words;
-    const auto pair = [&](int64_t k, int v) HWY_ATTR {
-      const uint8_t* at = panel + (v / kVecs) * w.panel_bytes + k * 32;
-      return hn::LoadU(words, reinterpret_cast<const uint32_t*>(at) + (v % kVecs) * kLanes);
+    const auto pair = [&](int v) HWY_ATTR {
+      return hn::LoadU(words, reinterpret_cast<const uint32_t*>(line) + v * kLanes);
     };
     int64_t k = 0;
-    for (; k + 2 <= w.cols; k += 2) {
+    for (; k + 2 <= w.cols; k += 2, line += stride) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kPanels * kVecs; ++v) factors[v] = even_half(pair(k, v));
+      for (int v = 0; v < kPanels * kVecs; ++v) factors[v] = even_half(pair(v));
       multiply_add<kRows, kPanels>(tile, factors, rows, k);
 #pragma GCC unroll 8
-      for (int v = 0; v < kPanels * kVecs; ++v) factors[v] = odd_half(pair(k, v));
+      for (int v = 0; v < kPanels * kVecs; ++v) factors[v] = odd_half(pair(v));
       multiply_add<kRows, kPanels>(tile, factors, rows, k + 1);
     }
     if (k < w.cols) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kPanels * kVecs; ++v) factors[v] = even_half(pair(k, v));
+      for (int v = 0; v < kPanels * kVecs; ++v) factors[v] = even_half(pair(v));
       multiply_add<kRows, kPanels>(tile, factors, rows, k);
     }
   }
@@ -118,7 +122,7 @@ template <PanelFormat kFormat, int kRows, int kPanels>
 HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
   const Panels& w = product.w;
   Tile<kRows, kPanels> tile;
-  sum_over_k<kFormat, kRows, kPanels>(w, w.data + p * w.panel_bytes, product.x + first_row, tile);
+  sum_over_k<kFormat, kRows, kPanels>(w, p, product.x + first_row, tile);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -133,7 +137,7 @@ HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64
   }
 }
 
-// Panels [first, last) of kRows rows, in tiles as wide as registers allow.
+// The panels [first, last) of a group, in tiles as wide as registers allow.
 template <PanelFormat kFormat, int kRows, int kPanels = panels_of(kRows)>
 void multiply_rows(const Product& product, int64_t first_row, int64_t first, int64_t last) {
   int64_t p = first;
@@ -155,17 +159,19 @@ void multiply_tile_rows(const Product& product, int64_t num_rows, int64_t first_
   }
 }
 
-// Rows are dealt to tiles evenly. A group of panels is used by all tiles before the next is read.
+// Rows are dealt to tiles evenly. Panels that one tile takes at once are used by all tiles before
+// the next are read.
 template <PanelFormat kFormat>
 void multiply_format(const Product& product) {
   const int64_t tiles = (product.rows + kMaxRows - 1) / kMaxRows;
-  const int64_t group = panels_of(int(product.rows / tiles));
-  for (int64_t p = product.first_panel; p < product.last_panel; p += group) {
-    const int64_t last = p + group < product.last_panel ? p + group : product.last_panel;
+  const int64_t width = panels_of(int(product.rows / tiles));
+  for (int64_t p = product.first_panel; p < product.last_panel;) {
+    const int64_t last = std::min({p + width, p + product.w.left_in_group(p), product.last_panel});
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = product.rows * i / tiles, end = product.rows * (i + 1) / tiles;
       multiply_tile_rows<kFormat>(product, end - row, row, p, last);
     }
+    p = last;
   }
 }
 

@@ -79,9 +79,8 @@ void bf16_row(const Weight& weight, int64_t r, float* scratch, uint16_t* out) {
 PanelStack new_stack(PanelFormat format, int64_t matrices, int64_t rows, int64_t cols, Arena& arena,
                      PackedWeight& owner) {
   PanelStack stack{.first = {.format = format, .rows = rows, .cols = cols}, .matrices = matrices};
-  stack.first.panel_bytes = (format == PanelFormat::kBF16 ? (cols + 1) / 2 : cols) * 64;
-  const int64_t panels = matrices * stack.first.count();
-  owner.memory.push_back(arena.allocate(size_t(panels * stack.first.panel_bytes)));
+  stack.first.lines = format == PanelFormat::kBF16 ? (cols + 1) / 2 : cols;
+  owner.memory.push_back(arena.allocate(size_t(matrices * stack.first.bytes())));
   stack.first.data = owner.memory.back().get();
   return stack;
 }
@@ -94,10 +93,12 @@ float* new_scales(PanelStack& stack, Arena& arena, PackedWeight& owner) {
   return scales;
 }
 
-// Stores lane `lane` of a panel: `count` 32-bit units, a cache line apart.
-void store_lane(const void* units, int64_t count, int lane, uint8_t* panel) {
+// Stores an output of panel p: a 32-bit unit in each of its lines.
+void store_output(const void* units, const Panels& panels, int64_t p, int lane) {
   const uint8_t* from = static_cast<const uint8_t*>(units);
-  for (int64_t i = 0; i < count; ++i) std::memcpy(panel + i * 64 + lane * 4, from + i * 4, 4);
+  uint8_t* to = const_cast<uint8_t*>(panels.panel(p)) + lane * 4;
+  const int64_t stride = panels.line_stride(p);
+  for (int64_t i = 0; i < panels.lines; ++i) std::memcpy(to + i * stride, from + i * 4, 4);
 }
 
 // Rows of the weight as outputs.
@@ -106,7 +107,6 @@ PanelStack pack_rows(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeig
   PanelStack stack = new_stack(f32 ? PanelFormat::kF32 : PanelFormat::kBF16, w.count, w.rows,
                                w.cols, arena, owner);
   float* scales = !f32 && has_format(w, Format::kNvfp4) ? new_scales(stack, arena, owner) : nullptr;
-  uint8_t* data = const_cast<uint8_t*>(stack.first.data);
   const int64_t panels = stack.first.count();
   pool.parallel_for(w.count * panels, [&](int64_t p) {
     std::vector<float> floats(static_cast<size_t>(w.cols));
@@ -115,13 +115,13 @@ PanelStack pack_rows(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeig
       const int64_t n = p % panels * kPanelRows + lane;
       if (n >= w.rows) break;
       const int64_t r = p / panels * w.rows + n;
-      uint8_t* panel = data + p * stack.first.panel_bytes;
+      const Panels matrix = stack.matrix(p / panels);
       if (f32) {
         decode_row(w, r, floats.data());
-        store_lane(floats.data(), w.cols, lane, panel);
+        store_output(floats.data(), matrix, p % panels, lane);
       } else {
         bf16_row(w, r, floats.data(), halves.data());
-        store_lane(halves.data(), (w.cols + 1) / 2, lane, panel);
+        store_output(halves.data(), matrix, p % panels, lane);
       }
       if (scales != nullptr) scales[p * kPanelRows + lane] = scale_of(*find_row(w, r).part);
     }
@@ -139,7 +139,6 @@ PanelStack pack_columns(const Weight& w, Arena& arena, ThreadPool& pool, PackedW
     float* scales = new_scales(stack, arena, owner);
     std::fill_n(scales, w.count * stack.first.count() * kPanelRows, scale_of(w.parts[0]));
   }
-  uint8_t* data = const_cast<uint8_t*>(stack.first.data);
   const size_t unit = f32 ? 4 : 2;
   pool.parallel_for(w.total_rows(), [&](int64_t r) {
     std::vector<float> floats(static_cast<size_t>(w.cols));
@@ -151,12 +150,13 @@ PanelStack pack_columns(const Weight& w, Arena& arena, ThreadPool& pool, PackedW
     }
     const uint8_t* values =
         f32 ? reinterpret_cast<uint8_t*>(floats.data()) : reinterpret_cast<uint8_t*>(halves.data());
+    const Panels matrix = stack.matrix(r / w.rows);
     const int64_t k = r % w.rows;
     for (int64_t n = 0; n < w.cols; ++n) {
-      const int64_t panel = r / w.rows * stack.first.count() + n / kPanelRows;
-      const int64_t offset =
-          f32 ? k * 64 + n % kPanelRows * 4 : k / 2 * 64 + n % kPanelRows * 4 + k % 2 * 2;
-      std::memcpy(data + panel * stack.first.panel_bytes + offset, values + size_t(n) * unit, unit);
+      const int64_t p = n / kPanelRows;
+      const int64_t line = f32 ? k : k / 2, offset = n % kPanelRows * 4 + (f32 ? 0 : k % 2 * 2);
+      uint8_t* to = const_cast<uint8_t*>(matrix.panel(p)) + line * matrix.line_stride(p) + offset;
+      std::memcpy(to, values + size_t(n) * unit, unit);
     }
   });
   return stack;

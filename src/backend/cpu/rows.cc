@@ -7,9 +7,7 @@
 #include "backend/cpu/rows.h"
 
 #include <cmath>
-#include <string>
 
-#include "backend/cpu/simd_target.h"
 #include "hwy/foreach_target.h"  // before simd-inl.h
 // clang-format off
 #include "backend/cpu/simd-inl.h"
@@ -99,10 +97,6 @@ void sigmoids(float* x, int64_t n) {
   if (i < n) store_some(sigmoid(load_some(x + i, n - i)), n - i, x + i);
 }
 
-const char* target_name() {
-  return hwy::TargetName(HWY_TARGET);
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();
@@ -115,7 +109,6 @@ HWY_EXPORT(add_rms_norm);
 HWY_EXPORT(silu_mul);
 HWY_EXPORT(add_scaled);
 HWY_EXPORT(sigmoids);
-HWY_EXPORT(target_name);
 
 void add_rms_norm_row(float* x, const float* delta, const float* gain, int64_t n, float eps,
                       float* out) {
@@ -137,10 +130,6 @@ void add_scaled_row(const float* x, float factor, int64_t n, float* out) {
 
 void sigmoid_row(float* x, int64_t n) {
   HWY_DYNAMIC_DISPATCH(sigmoids)(x, n);
-}
-
-std::string simd_target_name() {
-  return HWY_DYNAMIC_DISPATCH(target_name)();
 }
 
 }  // namespace nibble

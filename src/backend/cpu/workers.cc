@@ -1,36 +1,28 @@
 #include "backend/cpu/workers.h"
 
-#include "backend/cpu/simd_target.h"
+#include "backend/cpu/instruction_sets.h"
 
 namespace nibble {
 namespace {
 
-bool has_avx512bf16() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#else
-  return false;
-#endif
-}
-
 // The table of products, the best first.
 MultiplyFunction best_multiply() {
 #if defined(__x86_64__)
-  if (has_avx512bf16()) return multiply_bf16_avx512bf16;
+  if (has_fast_avx512bf16()) return multiply_bf16_avx512bf16;
 #endif
   return multiply_f32;
 }
 
 // A block of rows in FP32 takes this much of the L2 cache; the panels want the rest.
 constexpr int64_t kBlockBytes = 384 << 10;
-constexpr int64_t kRowsOfTiles = 12;  // a multiple of the tiles' rows
+constexpr int64_t kRowsOfTiles = 30;  // a multiple of the rows of every kernel's tile
 
 }  // namespace
 
 int64_t rows_per_block(int64_t cols) {
-  const int64_t tiles = kBlockBytes / (cols * int64_t(sizeof(float))) / kRowsOfTiles;
-  return std::clamp<int64_t>(tiles, 2, 20) * kRowsOfTiles;
+  const int64_t rows = kBlockBytes / (cols * int64_t(sizeof(float)));
+  if (rows < kRowsOfTiles) return std::max<int64_t>(rows, kRowsOfTiles / 3);
+  return std::min<int64_t>(rows / kRowsOfTiles, 8) * kRowsOfTiles;
 }
 
 Workers::Workers(int threads)
@@ -39,7 +31,7 @@ Workers::Workers(int threads)
       pairs_(size_t(pool_.size())) {}
 
 std::string Workers::instruction_set() const {
-  return rounds_inputs() ? "AVX512-BF16" : simd_target_name();
+  return rounds_inputs() ? "AVX512-BF16" : vector_target_name();
 }
 
 void Workers::multiply_in_blocks(MultiplyFunction function, int thread, const Product& product) {

@@ -10,6 +10,8 @@ class ReferenceBackend : public Backend {
  public:
   std::string description() const override { return "reference: plain loops, one thread"; }
 
+  MachineLimits measure_limits() override { return {}; }  // speed is not its purpose
+
   void* allocate(size_t bytes) override;
   void free(void* memory) override;
   void write(void* memory, const void* host, size_t bytes) override;

@@ -8,5 +8,6 @@ mod json;
 mod methods;
 mod python;
 mod source;
+mod stored;
 mod template;
 mod tokenizer;

@@ -4,6 +4,8 @@
 //! - `{% generation %}`, which marks what a model wrote, becomes `{% with %}`: only its scope is left.
 //! - The line break behind `{% raw %}` stays.
 //! - `for x in items` becomes `for x in _iterated(items)`, which refuses none.
+//! - `set x = value` becomes `set x = _stored((value))`, and `set x.y = value` `_kept((value))`,
+//!   which refuse what minijinja could not print or compare in bounded time.
 //! - `\U0001F600` in a string becomes a pair of `\u` escapes.
 
 use std::fmt::Write;
@@ -56,6 +58,7 @@ fn adapted_tag(tag: &str) -> String {
         "generation" => format!("{before}with{after}"),
         "endgeneration" => format!("{before}endwith{after}"),
         "for" => format!("{before}for{}", adapted_loop(after)),
+        "set" => format!("{before}set{}", adapted_assignment(after)),
         _ => tag.to_string(),
     }
 }
@@ -79,6 +82,23 @@ fn adapted_loop(text: &str) -> String {
         Some(start) if !text[start..items_end].trim().is_empty() => {
             let (head, tail) = (&text[..start], &text[items_end..]);
             format!("{head} _iterated({}) {tail}", &text[start..items_end])
+        }
+        _ => text.to_string(),
+    }
+}
+
+/// `text`: what stands behind `set`, the end of the tag included.
+fn adapted_assignment(text: &str) -> String {
+    let body_end = text.trim_end_matches("%}").trim_end_matches(['-', '+']).len();
+    let body = &text[..body_end];
+    let assigns = |at: usize| !body[at + 1..].starts_with('=') && !body[..at].ends_with(['=', '!']);
+    let sign = code_bytes(body)
+        .find(|(at, byte, depth)| *depth == 0 && *byte == b'=' && assigns(*at))
+        .map(|(at, _, _)| at);
+    match sign {
+        Some(at) if !body[at + 1..].trim().is_empty() => {
+            let check = if body[..at].contains('.') { "_kept" } else { "_stored" };
+            format!("{}= {check}(({})){}", &body[..at], &body[at + 1..], &text[body_end..])
         }
         _ => text.to_string(),
     }

@@ -10,7 +10,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Va
 
 use crate::abi::{guard, send, text, Failure, Kind, NibbleError, TextSink};
 use crate::python::Reason;
-use crate::{clock, filters, methods, python, source};
+use crate::{clock, filters, methods, python, source, stored};
 
 const NAME: &str = "template";
 const MAX_TEMPLATE_BYTES: usize = 256 << 10;
@@ -92,6 +92,7 @@ fn compile(
     environment.set_formatter(python::format_value);
     environment.set_unknown_method_callback(methods::unknown_method);
     filters::install(&mut environment);
+    stored::install(&mut environment);
     environment.add_template_owned(NAME, source::adapted(source)?).map_err(failure)?;
     Ok(NibbleTemplate { environment })
 }
@@ -100,7 +101,9 @@ fn render(template: &NibbleTemplate, context: &str, wall_clock_s: i64) -> Result
     let variables: Value = serde_json::from_str(context)
         .map_err(|error| Failure::new(Kind::Runtime, format!("the variables: {error}")))?;
     let mut environment = template.environment.clone();
-    environment.set_fuel(Some(BASE_FUEL + FUEL_PER_INPUT_BYTE * context.len() as u64));
+    let fuel = BASE_FUEL + FUEL_PER_INPUT_BYTE * context.len() as u64;
+    environment.set_fuel(Some(fuel));
+    stored::set_budget(fuel);
     environment
         .add_function("strftime_now", move |format: &str| clock::strftime(format, wall_clock_s));
     let result = environment.get_template(NAME).and_then(|template| template.render(variables));

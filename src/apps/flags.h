@@ -1,0 +1,15 @@
+// The command line: one CLI::App a subcommand, bound to the option structs.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include "apps/options.h"
+
+namespace nibble {
+
+void add_serve_flags(CLI::App& app, ServeOptions& options);
+void add_chat_flags(CLI::App& app, ChatOptions& options);
+void add_eval_flags(CLI::App& app, EvalOptions& options);
+void add_bench_flags(CLI::App& app, BenchOptions& options);
+
+}  // namespace nibble

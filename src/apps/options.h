@@ -1,0 +1,74 @@
+// What the command line can say, as plain structs: one for what all subcommands share, and one
+// each.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace nibble {
+
+// Which model, on what, with which limits.
+struct ModelOptions {
+  std::string model{};  // a folder; empty: the pocket model that comes with nibble
+  std::string device = "auto";
+  int threads = 0;  // 0: physical cores
+  std::string dtype = "auto";
+  std::string quantization{};
+  std::string kv_cache_dtype = "auto";
+  std::string max_model_len{};  // tokens, 1k = 1000, 1K = 1024, "auto"; empty: the model's
+  int max_num_seqs = 256;
+  int max_num_batched_tokens = 2048;
+  int block_size = 16;
+  int64_t num_gpu_blocks_override = 0;  // pages of the cache; 0: by memory
+  int64_t kv_cache_memory_bytes = 0;    // 0: up to a share of the machine's memory
+  bool prefix_caching = true;
+  int max_logprobs = 20;
+  uint64_t seed = 0;
+};
+
+struct ServeOptions {
+  ModelOptions model{};
+  std::vector<std::string> served_model_names{};
+  std::string host = "127.0.0.1";
+  int port = 8000;
+  std::vector<std::string> api_keys{};
+  std::vector<std::string> allowed_origins{};
+  std::string generation_config = "auto";
+  std::string override_generation_config{};
+  std::string default_chat_template_kwargs{};
+  std::string chat_template{};  // a file, or the template itself
+  std::string reasoning_parser{};
+  std::string tool_call_parser{};
+  std::string reasoning_field = "both";
+  bool parse_special_tokens_in_messages = false;
+  bool return_tokens_as_token_ids = false;
+  std::string log_level = "info";
+};
+
+struct ChatOptions {
+  ModelOptions model{};
+  std::string system{};
+  std::optional<float> temperature{};  // unset: generation_config.json's
+  std::optional<float> top_p{};
+  int max_tokens = 0;  // 0: as many as fit
+  bool no_thinking = false;
+  bool hide_thinking = false;
+};
+
+struct EvalOptions {
+  ModelOptions model{};
+  std::string tasks{};  // a .jsonl file
+  int problems = 0;     // of each family; 0: all
+  std::vector<std::string> families{};
+  std::string json{};  // where to write the result
+};
+
+struct BenchOptions {
+  ModelOptions model{};
+  int repetitions = 5;
+  std::string csv{};
+};
+
+}  // namespace nibble

@@ -1,0 +1,225 @@
+// Parts of the CPU backend that backend_test reaches only as a whole.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "backend/cpu/mla_kernels.h"
+#include "backend/cpu/multiply.h"
+#include "backend/cpu/records.h"
+#include "backend/cpu/rows.h"
+#include "backend/cpu/workers.h"
+#include "hwy/highway.h"
+
+namespace nibble {
+namespace {
+
+// Runs the body on every instruction set that this machine has.
+template <typename Body>
+void for_each_target(Body body) {
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    SCOPED_TRACE(hwy::TargetName(target));
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    body();
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+TEST(Records, EncodeLikeTheScalarTruth) {
+  std::vector<float> values;
+  for (const float x :
+       {0.0f, 448.0f, 464.0f, 1e30f, 0x1p-6f, 0x1p-9f, 0x1p-10f, 1e-30f,
+        std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    values.push_back(x);
+    values.push_back(-x);
+  }
+  for (int i = 0; i < 4096; ++i) {  // ties and near ties of every exponent that matters
+    values.push_back(std::ldexp(float(1024 + i % 1024) / 1024, i % 20 - 10));
+  }
+  std::mt19937 random(5);
+  while (values.size() % 16 != 5) values.push_back(float(random()) / 1e9f);
+  const int width = int(values.size());
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFp8}) {
+    std::vector<uint8_t> want(size_t(kv_record_bytes(format, width))), got(want);
+    encode_record(format, values.data(), width, want.data());
+    for_each_target([&] {
+      encode_record_fast(format, values.data(), width, got.data());
+      for (size_t i = 0; i < want.size(); ++i) {
+        ASSERT_EQ(got[i], want[i]) << "byte " << i << " of format " << int(format);
+      }
+    });
+  }
+}
+
+TEST(Rows, SiluIsAccurateOverItsRange) {
+  std::vector<float> gate;
+  for (float x = -95; x < 95; x += 0.0137f) gate.push_back(x);
+  const std::vector<float> ones(gate.size(), 1.0f);
+  std::vector<float> out(gate.size());
+  for_each_target([&] {
+    silu_mul_row(gate.data(), ones.data(), int64_t(gate.size()), out.data());
+    for (size_t i = 0; i < gate.size(); ++i) {
+      const double want = gate[i] / (1 + std::exp(-double(gate[i])));
+      ASSERT_NEAR(out[i], want, 1e-6 * std::fabs(want) + 1e-36) << gate[i];
+    }
+  });
+}
+
+// A stack of two matrices [rows, cols], one value of FP32 in a row making it FP32.
+struct Matrices {
+  std::vector<float> floats;
+  std::vector<uint16_t> halves;
+  Weight weight;
+};
+
+Matrices matrices_of(Format format, int64_t rows, int64_t cols, std::mt19937& random) {
+  Matrices m;
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < 2 * rows * cols; ++i) {
+    m.floats.push_back(normal(random));
+    m.halves.push_back(uint16_t(std::bit_cast<uint32_t>(m.floats.back()) >> 16));
+  }
+  m.weight = {.name = "w", .use = Use::kExperts, .count = 2, .rows = rows, .cols = cols};
+  const void* values = format == Format::kF32 ? static_cast<const void*>(m.floats.data())
+                                              : static_cast<const void*>(m.halves.data());
+  m.weight.parts = {
+      {.format = format, .rows = 2 * rows, .values = static_cast<const uint8_t*>(values)}};
+  return m;
+}
+
+// Products of every run of panels equal, bit for bit, those of all panels and 13 rows at once,
+// which are near the exact ones.
+void check_products(const Panels& w, const float* weights, Workers& workers) {
+  constexpr int64_t kRows = 13, kStride = 160;
+  std::mt19937 random(9);
+  std::vector<float> x(size_t(kRows * w.cols)), whole(size_t(kRows * w.rows));
+  for (float& v : x) v = std::normal_distribution<float>()(random);
+  std::vector<const float*> x_rows;
+  std::vector<float*> out_rows;
+  for (int64_t r = 0; r < kRows; ++r) {
+    x_rows.push_back(x.data() + r * w.cols);
+    out_rows.push_back(whole.data() + r * w.rows);
+  }
+  workers.multiply_exactly(
+      0,
+      {.w = w, .last_panel = w.count(), .x = x_rows.data(), .out = out_rows.data(), .rows = kRows});
+  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t n = 0; n < w.rows; ++n) {
+      double sum = 0;
+      for (int64_t k = 0; k < w.cols; ++k) sum += double(x_rows[r][k]) * weights[n * w.cols + k];
+      ASSERT_NEAR(out_rows[r][n], sum, 1e-4);
+    }
+  }
+  for (int64_t first = 0; first < w.count(); ++first) {
+    for (int64_t last = first + 1; last <= w.count(); ++last) {
+      const int64_t row = (first * 5 + last) % kRows, rows = 1 + last % (kRows - row);
+      std::vector<float> part(size_t(rows * kStride), 7.0f);
+      std::vector<float*> part_rows;
+      for (int64_t r = 0; r < rows; ++r) part_rows.push_back(part.data() + r * kStride);
+      workers.multiply_exactly(0, {.w = w,
+                                   .first_panel = first,
+                                   .last_panel = last,
+                                   .x = x_rows.data() + row,
+                                   .out = part_rows.data(),
+                                   .rows = rows,
+                                   .first_output = first * kPanelRows});
+      const int64_t count = std::min(last * kPanelRows, w.rows) - first * kPanelRows;
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t n = 0; n < kStride; ++n) {
+          const float want = n < count ? out_rows[row + r][first * kPanelRows + n] : 7.0f;
+          ASSERT_EQ(part_rows[r][n], want) << first << " " << last << " " << n;
+        }
+      }
+    }
+  }
+}
+
+TEST(Multiply, AnOutputIsTheSameForAnyRowsAndPanels) {
+  Workers workers(1);
+  Arena arena;
+  std::mt19937 random(9);
+  constexpr int64_t kOutputs = 150, kInputs = 37;
+  for (const Format format : {Format::kBF16, Format::kF32}) {
+    const Matrices m = matrices_of(format, kOutputs, kInputs, random);
+    const auto packed_weight = pack(m.weight, arena, workers.pool());
+    std::vector<float> weights(kOutputs * kInputs);
+    for (int64_t n = 0; n < kOutputs; ++n) {
+      decode_row(m.weight, kOutputs + n, weights.data() + n * kInputs);
+    }
+    for_each_target(
+        [&] { check_products(packed_weight->panels.matrix(1), weights.data(), workers); });
+  }
+}
+
+// Sums of one query over all records, in double.
+void expect_sums(const std::vector<float>& records, const float* q, int64_t count, int width,
+                 int latent, float scale, float top, float sum, const float* values) {
+  std::vector<double> scores;
+  for (int64_t t = 0; t < count; ++t) {
+    double score = 0;
+    for (int d = 0; d < width; ++d) score += double(q[d]) * records[size_t(t * width + d)];
+    scores.push_back(score * double(scale));
+  }
+  const double best = *std::max_element(scores.begin(), scores.end());
+  ASSERT_NEAR(top, best, 1e-4);
+  double total = 0;
+  std::vector<double> want(size_t(latent), 0.0);
+  for (int64_t t = 0; t < count; ++t) {
+    const double p = std::exp(scores[size_t(t)] - best);
+    total += p;
+    for (int d = 0; d < latent; ++d) want[size_t(d)] += p * records[size_t(t * width + d)];
+  }
+  ASSERT_NEAR(sum, total, 1e-4 * total);
+  for (int d = 0; d < latent; ++d) ASSERT_NEAR(values[d], want[size_t(d)], 1e-3 * total);
+}
+
+TEST(Attention, SumsAreRightForAnyNumberOfQueries) {
+  constexpr int kWidth = 48, kLatent = 32, kRecords = 150;
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFp8}) {
+    KvLayer cache{.format = format, .page_size = 7, .width = kWidth};
+    std::vector<int32_t> pages;
+    for (int p = 21; p >= 0; --p) pages.push_back(p);
+    std::vector<uint8_t> memory(size_t(kv_page_bytes(cache) * 22));
+    cache.data = memory.data();
+    const RecordPages at{cache, pages.data()};
+    std::vector<float> records(kRecords * kWidth);
+    for (int t = 0; t < kRecords; ++t) {
+      float* record = records.data() + t * kWidth;
+      for (int d = 0; d < kWidth; ++d) record[d] = normal(random);
+      encode_record(format, record, kWidth, at.at(t));
+      decode_record(format, at.at(t), kWidth, record);
+    }
+    for (const int count : {1, 2, 3, 4, 5, 6, 11}) {
+      std::vector<float> q(size_t(count * kWidth));
+      for (float& v : q) v = normal(random);
+      std::vector<const float*> rows;
+      std::vector<int64_t> positions;
+      for (int i = 0; i < count; ++i) {
+        rows.push_back(q.data() + i * kWidth);
+        positions.push_back(kRecords - count + i);
+      }
+      std::vector<float> tile(kAttentionBlock * kWidth), scores(size_t(count * kAttentionBlock)),
+          factors(rows.size()), top(rows.size()), sum(rows.size()), values(size_t(count * kLatent));
+      for_each_target([&] {
+        attend_span({.rows = rows.data(), .positions = positions.data(), .count = count}, at, 0,
+                    kRecords, {.record_dim = kWidth, .latent_dim = kLatent, .scale = 0.2f},
+                    {.records = tile.data(), .scores = scores.data(), .factors = factors.data()},
+                    {.top = top.data(), .sum = sum.data(), .values = values.data()});
+        for (int i = 0; i < count; ++i) {
+          expect_sums(records, rows[size_t(i)], positions[size_t(i)] + 1, kWidth, kLatent, 0.2f,
+                      top[size_t(i)], sum[size_t(i)], values.data() + i * kLatent);
+        }
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,10 @@
+add_library(nibble_output_parser STATIC output_parser.cc stop_strings.cc tool_arguments.cc)
+target_link_libraries(nibble_output_parser PUBLIC nibble_base nlohmann_json::nlohmann_json)
+nibble_test(output_parser_test output_parser_test.cc stop_strings_test.cc tool_arguments_test.cc
+            LIBRARIES nibble_output_parser)
+nibble_fuzz(parser_fuzz parser_fuzz.cc LIBRARIES nibble_output_parser)
+foreach(target output_parser_test parser_fuzz)
+  if(TARGET ${target})
+    target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR})
+  endif()
+endforeach()
