@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <fstream>
+#include <sstream>
 
 #include "base/error.h"
 
@@ -56,30 +58,20 @@ Json message(const std::string& role, const Json& content) {
   return {{"role", role}, {"content", content}};
 }
 
-// Whether `value` spells a token; think tags count only where `think_tags` says so.
-bool spells_token(const Json& value, bool think_tags, const Tokenizer& tokenizer) {
-  const std::string text = value.dump();
-  return std::any_of(tokenizer.added_tokens().begin(), tokenizer.added_tokens().end(),
-                     [&](const std::string& token) {
-                       const bool is_think = token == "<think>" || token == "</think>";
-                       return text.find(token) != std::string::npos && (think_tags || !is_think);
-                     });
-}
-
-// Whether a text that a client may not use for markup spells a token: any but an assistant's think
-// tags.
-bool spells_token(const RenderRequest& request, const Tokenizer& tokenizer) {
-  for (const Json& m : request.messages) {
-    if (spells_token(m, m.value("role", "") != "assistant", tokenizer)) return true;
+// Whether a text spells a token, think tags in an assistant's content apart.
+bool spells_token(RenderRequest request, const Tokenizer& tokenizer) {
+  for (Json& message : request.messages) {
+    if (message.value("role", Json()) != "assistant" || !message.contains("content")) continue;
+    std::string content = message["content"].dump();
+    for (const std::string tag : {"<think>", "</think>"}) {
+      for (size_t at; (at = content.find(tag)) != std::string::npos;) content.erase(at, tag.size());
+    }
+    message["content"] = content;
   }
-  return spells_token(Json::array({request.tools, request.kwargs}), true, tokenizer);
-}
-
-// nlohmann-json reads integers beyond 64 bits as doubles, so their last digits are lost.
-std::string with_doubles(std::string text) {
-  const std::string big = "123456789012345678901";
-  const size_t at = text.find(big);
-  return at == std::string::npos ? text : text.replace(at, big.size(), "1.2345678901234568e+20");
+  const std::string text = Json::array({request.messages, request.tools, request.kwargs}).dump();
+  return std::any_of(
+      tokenizer.added_tokens().begin(), tokenizer.added_tokens().end(),
+      [&text](const std::string& token) { return text.find(token) != std::string::npos; });
 }
 
 TEST_F(PromptTest, IsTheEncodedTextWhenNoTextSpellsAToken) {
@@ -90,7 +82,7 @@ TEST_F(PromptTest, IsTheEncodedTextWhenNoTextSpellsAToken) {
                                    .tools = test.at("tools"),
                                    .kwargs = test.at("kwargs"),
                                    .add_generation_prompt = test.at("add_generation_prompt")};
-    const std::string expected = with_doubles(test.at("rendered"));
+    const std::string expected = glm_->render(request);
     const Prompt plain = render_prompt(*glm_, *tokenizer_, request, true);
     EXPECT_EQ(plain.text, expected);
     EXPECT_EQ(plain.ids, tokenizer_->encode(expected));
@@ -210,6 +202,31 @@ TEST_F(PromptTest, RefusesWhatTheTemplateRefuses) {
   EXPECT_THROW(prompt({.messages = deep}), ApiError);
   EXPECT_THROW(prompt({.kwargs = {{"tools", 1}}}), ApiError);
   EXPECT_THROW(prompt({.messages = {message("assistant", 1), "x", 7}, .kwargs = 7}), ApiError);
+}
+
+// The training data's own writer and the shipped template agree.
+TEST_F(PromptTest, RendersThePocketsConversationsAsTheyWereTrained) {
+  FILE* lines = popen("python3 -B " NIBBLE_SOURCE_DIR "/tests/pocket_conversations.py 3000", "r");
+  ASSERT_NE(lines, nullptr);
+  std::string text;
+  char block[1 << 16];
+  for (size_t size; (size = fread(block, 1, sizeof(block), lines)) > 0;) text.append(block, size);
+  ASSERT_EQ(pclose(lines), 0);
+
+  int num_conversations = 0;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line); ++num_conversations) {
+    const Json test = Json::parse(line);
+    const RenderRequest request = {.messages = test.at("messages"),
+                                   .tools = test.at("tools"),
+                                   .kwargs = test.at("kwargs"),
+                                   .add_generation_prompt = test.at("add_generation_prompt")};
+    const std::string expected = test.at("rendered");
+    const Prompt result = render_prompt(*pocket_, *tokenizer_, request, false);
+    ASSERT_EQ(result.text, expected);
+    ASSERT_EQ(result.ids, tokenizer_->encode(expected));
+  }
+  EXPECT_EQ(num_conversations, 3000);
 }
 
 }  // namespace

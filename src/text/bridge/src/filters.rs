@@ -13,6 +13,7 @@ use crate::python::{runtime, str_of, Reason, Text};
 pub fn install(environment: &mut Environment) {
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", |state: &State, value: Value| str_of(state, &value));
+    environment.add_filter("pprint", |state: &State, value: Value| str_of(state, &value));
     environment.add_filter("default", default);
     environment.add_filter("d", default);
     environment.add_filter("int", int);

@@ -104,29 +104,6 @@ fn adapted_assignment(text: &str) -> String {
     }
 }
 
-/// The longest expression, strings aside: the compiler takes time by the square of it.
-pub const MAX_EXPRESSION_BYTES: usize = 8 << 10;
-
-/// Whether a tag of `source` holds more than that.
-pub fn has_endless_expression(source: &str) -> bool {
-    let mut rest = source;
-    while let Some(start) = rest.find('{') {
-        let tag = &rest[start..];
-        let end = match tag.as_bytes().get(1) {
-            Some(b'#') => tag.find("#}").map_or(tag.len(), |end| end + 2),
-            Some(b'{') => tag_end(tag, "}}"),
-            Some(b'%') => tag_end(tag, "%}"),
-            _ => 1,
-        };
-        let is_code = tag.starts_with("{{") || tag.starts_with("{%");
-        if is_code && code_bytes(&tag[..end]).count() > MAX_EXPRESSION_BYTES {
-            return true;
-        }
-        rest = &tag[end..];
-    }
-    false
-}
-
 fn name_of(tag: &str) -> &str {
     let text = tag[2..].trim_start_matches(['-', '+']).trim_start();
     let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');

@@ -83,11 +83,6 @@ fn compile(
         );
         return Err(Failure::new(Kind::Syntax, message));
     }
-    if source::has_endless_expression(source) {
-        let message =
-            format!("an expression has over {} bytes, strings aside", source::MAX_EXPRESSION_BYTES);
-        return Err(Failure::new(Kind::Syntax, message));
-    }
     let mut environment = Environment::new();
     let syntax =
         SyntaxConfig::builder().trim_blocks(trim_blocks).lstrip_blocks(lstrip_blocks).build();
