@@ -19,7 +19,12 @@ TEST(ParserTokens, MeetEveryCase) {
     Detokenizer detokenizer(*tokenizer, /*skip_special=*/true);
     std::vector<Piece> pieces;
     for (const int32_t id : tokenizer->encode(parser_case.text)) {
-      pieces.push_back({.text = detokenizer.push(id), .tag = tags.of(id)});
+      if (const Tag tag = tags.of(id); tag == Tag::kNone) {
+        pieces.push_back({.text = detokenizer.push(id)});
+      } else {
+        pieces.push_back({.text = detokenizer.flush()});
+        pieces.push_back({.text = std::string(kTagNames[size_t(tag)]), .tag = tag});
+      }
     }
     pieces.push_back({.text = detokenizer.flush()});
     EXPECT_EQ(run_parser_case(parser_case, pieces, /*tags_in_text=*/false), parser_case.expected)

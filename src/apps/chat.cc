@@ -98,8 +98,12 @@ class Conversation {
       const StreamUpdate update = stream->wait(std::chrono::milliseconds(50));
       if (interrupted.exchange(false)) stream->cancel();
       for (const Token& token : update.tokens) {
-        const Tag tag = tags_.of(token.id);
-        show(parser.push(detokenizer.push(token.id), tag), content);
+        if (const Tag tag = tags_.of(token.id); tag == Tag::kNone) {
+          show(parser.push(detokenizer.push(token.id)), content);
+        } else {
+          show(parser.push(detokenizer.flush()), content);
+          show(parser.push(kTagNames[size_t(tag)], tag), content);
+        }
         ++tokens;
       }
       std::fflush(stdout);

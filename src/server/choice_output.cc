@@ -47,12 +47,12 @@ std::vector<OutputDelta> ChoiceOutput::poll() {
 void ChoiceOutput::take(Token token, OutputDelta& delta) {
   ++num_tokens_;
   if (parser_ && parser_->in_reasoning()) ++num_reasoning_tokens_;
-  const auto tag = parser_ ? service_.tags.find(token.id) : service_.tags.end();
-  if (tag == service_.tags.end()) {
+  const Tag tag = parser_ ? service_.tags.of(token.id) : Tag::kNone;
+  if (tag == Tag::kNone) {
     feed(detokenizer_.push(token.id), Tag::kNone, delta);
   } else {
     feed(detokenizer_.flush(), Tag::kNone, delta);
-    feed(kTagNames[size_t(tag->second)], tag->second, delta);
+    feed(kTagNames[size_t(tag)], tag, delta);
   }
   delta.tokens.push_back(std::move(token));
   if (stop_.matched()) {

@@ -13,15 +13,6 @@
 namespace nibble {
 namespace {
 
-// The tags that the vocabulary has tokens of their own for.
-std::unordered_map<int32_t, Tag> find_tags(const Tokenizer& tokenizer) {
-  std::unordered_map<int32_t, Tag> tags;
-  for (size_t i = 1; i < std::size(kTagNames); ++i) {
-    if (const auto id = tokenizer.added_token(kTagNames[i])) tags.emplace(*id, Tag(i));
-  }
-  return tags;
-}
-
 HttpOptions http_options(const ServerOptions& options) {
   return {.host = options.host,
           .port = options.port,
@@ -44,7 +35,7 @@ class Server::State {
                 .chat_template = chat_template,
                 .submit = [&engine](Request request) { return engine.submit(std::move(request)); },
                 .healthy = [&engine] { return engine.healthy(); },
-                .tags = find_tags(tokenizer),
+                .tags = TagIds(tokenizer),
                 .started_s = int64_t(std::time(nullptr))},
         router(service, counts),
         http(http_options(options), router) {

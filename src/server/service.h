@@ -3,13 +3,13 @@
 
 #include <functional>
 #include <memory>
-#include <unordered_map>
 
 #include "engine/engine.h"
 #include "server/http.h"
 #include "server/options.h"
 #include "text/chat_template.h"
 #include "text/output_parser.h"
+#include "text/tag_ids.h"
 #include "text/tokenizer.h"
 
 namespace nibble {
@@ -25,8 +25,8 @@ struct Service {
   const ChatTemplate* chat_template = nullptr;  // nullptr: the checkpoint has none
   std::function<std::shared_ptr<TokenStream>(Request)> submit{};
   std::function<bool()> healthy{};
-  std::unordered_map<int32_t, Tag> tags{};  // by token id
-  int64_t started_s = 0;                    // Unix time
+  TagIds tags;
+  int64_t started_s = 0;  // Unix time
 
   const std::string& model_name() const { return options.model_names.front(); }
 };

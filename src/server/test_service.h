@@ -30,12 +30,9 @@ class TestService {
                 .tokenizer = *tokenizer,
                 .chat_template = chat_template.get(),
                 .submit = [this](Request request) { return submit(std::move(request)); },
-                .healthy = [this] { return healthy; }},
-        router(service, counts) {
-    for (size_t i = 1; i < std::size(kTagNames); ++i) {
-      service.tags.emplace(*tokenizer->added_token(kTagNames[i]), Tag(i));
-    }
-  }
+                .healthy = [this] { return healthy; },
+                .tags = TagIds(*tokenizer)},
+        router(service, counts) {}
 
   // The engine generates `text` (tags as their tokens), then ends for that reason.
   void say(const std::string& text, FinishReason reason = FinishReason::kStop) {
