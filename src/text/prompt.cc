@@ -103,15 +103,17 @@ class Breaker {
 
   Json broken(const Json& value) const {
     if (value.is_string()) return broken(value.get_ref<const std::string&>(), false);
-    Json result = value;
     if (value.is_array()) {
-      for (Json& item : result) item = broken(item);
+      Json items = Json::array();
+      for (const Json& item : value) items.push_back(broken(item));
+      return items;
     }
     if (value.is_object()) {
-      result = Json::object();
-      for (const auto& [key, item] : value.items()) result[broken(key, false)] = broken(item);
+      Json members = Json::object();
+      for (const auto& [key, item] : value.items()) members[broken(key, false)] = broken(item);
+      return members;
     }
-    return result;
+    return value;
   }
 
   Json broken_messages(const Json& messages) const {

@@ -20,7 +20,7 @@ class Tokenizer {
   ~Tokenizer();
 
   // Added tokens in the text become their ids; nothing is put around it. Invalid UTF-8 reads as
-  // U+FFFD.
+  // U+FFFD. Throws ApiError 400 when the tokenizer's pattern gives up on the text.
   std::vector<int32_t> encode(std::string_view text) const;
   // The same, but no added token is found in the text: for untrusted text.
   std::vector<int32_t> encode_plain(std::string_view text) const;
