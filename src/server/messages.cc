@@ -52,7 +52,7 @@ std::string part_text(const Json& part, const std::string& path) {
   if (!contains(kTextParts, type)) {
     fields.fail_type("type", "text: this model reads nothing else");
   }
-  const std::string_view key = type == "refusal" || type == "thinking" ? type : "text";
+  const std::string key = type == "refusal" || type == "thinking" ? type : "text";
   const auto text = fields.string(key, kMaxTextBytes);
   if (!text) fields.fail_type(key, "a string");
   return *text;
