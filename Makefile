@@ -27,7 +27,8 @@ test:  ## everything that CI runs
 	@scripts/test.sh $(STEPS)
 
 install: build  ## program and pocket model under PREFIX (/usr/local)
-	@cmake --install build --prefix "$(PREFIX)"
+	@cmake --install build --prefix "$(PREFIX)" >build/install.log || { cat build/install.log; exit 1; }
+	@echo "Installed $(PREFIX)/bin/nibble and its pocket model in $(PREFIX)/share/nibble"
 
 format:  ## lay out the C++ sources
 	@find src tests -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' | xargs clang-format-14 -i

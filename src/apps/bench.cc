@@ -19,19 +19,26 @@ namespace {
 struct Row {
   std::string name;
   int streams = 0;
-  int prompt = 0;              // tokens of each stream
-  int output = 0;              // tokens of each stream
-  bool counts_prompt = false;  // tokens a second of the prompts, else of the outputs
+  int prompt = 0;             // tokens of each stream
+  int output = 0;             // tokens of each stream
+  bool reads_prompt = false;  // counts the tokens of the prompts, too
+  bool one_by_one = false;    // each step reads the weights for one token: bandwidth is the limit
 };
 
-constexpr int kOne = 1;
-
 const Row kRows[] = {
-    {"decode, 1 stream", 1, kOne, 128, false},
-    {"decode, 16 streams behind 128 tokens", 16, 128, 64, false},
-    {"prefill, 16 x 128", 16, 128, 1, true},
-    {"prefill, 1 x 512", 1, 512, 1, true},
-    {"prefill, 1 x 2048", 1, 2048, 1, true},
+    {.name = "decode, 1 stream of 128",
+     .streams = 1,
+     .prompt = 1,
+     .output = 128,
+     .one_by_one = true},
+    {.name = "16 streams of 128 + 64, in all",
+     .streams = 16,
+     .prompt = 128,
+     .output = 64,
+     .reads_prompt = true},
+    {.name = "prefill, 16 x 128", .streams = 16, .prompt = 128, .output = 1, .reads_prompt = true},
+    {.name = "prefill, 1 x 512", .streams = 1, .prompt = 512, .output = 1, .reads_prompt = true},
+    {.name = "prefill, 1 x 2048", .streams = 1, .prompt = 2048, .output = 1, .reads_prompt = true},
 };
 
 // Seconds from the first step to the last token.
@@ -68,12 +75,14 @@ Result result_of(const Row& row, double seconds, const GlmCost& cost, const Mach
   const double flops = rows * cost.flops_per_token + heads * cost.head_flops +
                        row.streams * cached * cost.flops_per_cached_token;
   Result result{.row = row};
-  const double tokens = double(row.streams) * (row.counts_prompt ? row.prompt : row.output);
+  // The first output token comes with the prompt.
+  const double tokens =
+      double(row.streams) * (row.reads_prompt ? row.prompt + row.output - 1 : row.output);
   result.tokens_per_second = tokens / seconds;
   if (limits.flops_per_second > 0) {
     result.compute_share = flops / seconds / limits.flops_per_second;
   }
-  if (row.streams == 1 && !row.counts_prompt && limits.read_bytes_per_second > 0) {
+  if (row.one_by_one && limits.read_bytes_per_second > 0) {
     result.bandwidth_share =
         cost.bytes_per_token * row.output / seconds / limits.read_bytes_per_second;
   }

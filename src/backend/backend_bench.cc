@@ -5,7 +5,6 @@
 #include <benchmark/benchmark.h>
 
 #include "backend/cases.h"
-#include "backend/cpu/machine_limits.h"
 #include "backend/create.h"
 
 namespace nibble {
@@ -155,12 +154,11 @@ void add_all(Backend& backend) {
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   const auto backend = nibble::create_backend({.device = "cpu"});
-  nibble::ThreadPool pool(nibble::num_physical_cores());
+  const nibble::MachineLimits limits = backend->measure_limits();
   benchmark::AddCustomContext("backend", backend->description());
   benchmark::AddCustomContext("read bandwidth",
-                              std::to_string(nibble::measure_read_bandwidth(pool) / 1e9) + " GB/s");
-  benchmark::AddCustomContext("FP32 peak",
-                              std::to_string(nibble::measure_gemm_peak(pool) / 1e9) + " GFLOP/s");
+                              std::to_string(limits.read_bytes_per_second / 1e9) + " GB/s");
+  benchmark::AddCustomContext("peak", std::to_string(limits.flops_per_second / 1e9) + " GFLOP/s");
   nibble::add_all(*backend);
   benchmark::RunSpecifiedBenchmarks();
   return 0;

@@ -1,6 +1,7 @@
 // The draw of backend.h without sorting the vocabulary. Two vector passes find the best logit and
-// the sum of exponentials; only tokens above a bound become candidates and are sorted, as far as
-// needed.
+// the sum of exponentials; only tokens above a bound become candidates. Among these, the place
+// where the running sum of probabilities passes a value is found by halving: about two passes, no
+// sort.
 //
 // Bound for the n best: of the largest logits of blocks of 64 tokens, the n-th largest; at least n
 // tokens reach it. Bound for a share of the mass: e^-10 of the best, then e^-20, then none.
@@ -132,7 +133,7 @@ void Sampler::collect(const float* logits, int64_t vocab, float least, Thread& m
   int32_t* ids = memory.ids.fit(size_t(vocab) + 1);
   const int64_t count = HWY_DYNAMIC_DISPATCH(find_at_least)(logits, vocab, least, ids);
   memory.candidates.resize(size_t(count));
-  for (int64_t i = 0; i < count; ++i) memory.candidates[size_t(i)] = {logits[ids[i]], ids[i]};
+  for (int64_t i = 0; i < count; ++i) memory.candidates[size_t(i)] = {logits[ids[i]], ids[i], 0};
 }
 
 // A logit that at least `count` tokens reach, or -infinity.
@@ -145,76 +146,66 @@ float Sampler::bound_of_best(const float* logits, int64_t vocab, int64_t count, 
   return tops[size_t(count - 1)];
 }
 
-// Keeps the best `count` candidates, in order.
-void Sampler::sort_best(int64_t count, Thread& memory) {
+// Keeps the best `count` candidates, in no order.
+void Sampler::keep_best(int64_t count, Thread& memory) {
   std::vector<Candidate>& c = memory.candidates;
-  if (count < int64_t(c.size())) {
-    std::nth_element(c.begin(), c.begin() + count, c.end());
-    c.resize(size_t(count));
-  }
-  std::sort(c.begin(), c.end());
+  if (count >= int64_t(c.size())) return;
+  std::nth_element(c.begin(), c.begin() + count, c.end());
+  c.resize(size_t(count));
 }
 
-// Chooses among the candidates, which are all that min_p and top_k may keep, in order.
-int32_t Sampler::draw_of_best(const SampleRow& row, double best, Thread& memory) {
-  std::vector<double>& weights = memory.weights;
-  weights.clear();
-  double total = 0;
-  for (const Candidate& candidate : memory.candidates) {
-    const double weight = std::exp((candidate.logit - best) / double(row.temperature));
-    if (weight < double(row.min_p)) break;
-    weights.push_back(weight);
-    total += weight;
+void Sampler::weigh(const SampleRow& row, float best, Thread& memory) {
+  for (Candidate& c : memory.candidates) {
+    c.weight = double(std::exp((c.logit - best) / row.temperature));
   }
-  double sum = 0;
-  size_t kept = 0;
-  while (kept < weights.size() && (kept == 0 || sum < double(row.top_p) * total)) {
-    sum += weights[kept++];
-  }
-  if (kept == 0) return 0;  // logits that are not numbers
-  total = sum;
-  sum = 0;
-  for (size_t i = 0; i < kept; ++i) {
-    sum += weights[i];
-    if (sum > double(row.uniform) * total) return memory.candidates[i].id;
-  }
-  return memory.candidates[kept - 1].id;
 }
 
-// Chooses by walking down the candidates, which are sorted as the walk needs them: until they hold
-// top_p of `total`, or, without top_p, until the draw is decided. Returns -1 when they do not reach
-// that far, unless they are `complete`.
-int32_t Sampler::draw_of_prefix(const SampleRow& row, double best, double total, bool complete,
-                                Thread& memory) {
-  std::vector<Candidate>& c = memory.candidates;
-  std::vector<double>& weights = memory.weights;
-  weights.clear();
-  const bool cut = row.top_p < 1;
-  const double enough = double(cut ? row.top_p : row.uniform) * total;
-  double sum = 0;
-  size_t sorted = 0;
-  bool reached = false;
-  for (size_t i = 0; i < c.size() && !reached; ++i) {
-    if (i == sorted) {
-      const size_t next = std::min(c.size(), std::max<size_t>(64, 4 * sorted));
-      const auto middle = c.begin() + ptrdiff_t(next);
-      if (next < c.size()) std::nth_element(c.begin() + ptrdiff_t(sorted), middle, c.end());
-      std::sort(c.begin() + ptrdiff_t(sorted), middle);
-      sorted = next;
+// Of the first `count` candidates, brought into order as far as needed: the one at which the
+// running sum of weights reaches `mass`, or, `strictly`, exceeds it; `count` if none does. `sum`
+// gets the running sum there.
+size_t Sampler::first_beyond(double mass, bool strictly, size_t count, Thread& memory,
+                             double* sum) {
+  const auto beyond = [&](double value) { return strictly ? value > mass : value >= mass; };
+  const auto c = memory.candidates.begin();
+  size_t first = 0, last = count;
+  *sum = 0;  // of the candidates before `first`
+  while (last - first > 32) {
+    const size_t middle = first + (last - first) / 2;
+    std::nth_element(c + ptrdiff_t(first), c + ptrdiff_t(middle), c + ptrdiff_t(last));
+    double half = 0;
+    for (size_t i = first; i < middle; ++i) half += memory.candidates[i].weight;
+    if (beyond(*sum + half)) {
+      last = middle;
+    } else {
+      *sum += half;
+      first = middle;
     }
-    weights.push_back(std::exp((c[i].logit - best) / double(row.temperature)));
-    sum += weights.back();
-    reached = cut ? sum >= enough : sum > enough;
   }
-  if (weights.empty() || (!reached && !complete)) return -1;
-  if (!cut) return c[weights.size() - 1].id;
-  const double kept = sum;
-  sum = 0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    sum += weights[i];
-    if (sum > double(row.uniform) * kept) return c[i].id;
+  std::sort(c + ptrdiff_t(first), c + ptrdiff_t(last));
+  for (size_t i = first; i < last; ++i) {
+    *sum += memory.candidates[i].weight;
+    if (beyond(*sum)) return i;
   }
-  return c[weights.size() - 1].id;
+  return last == count ? count : last - 1;  // the order of summing may cost the last digits
+}
+
+// Chooses among the weighed candidates, of which the best come before all other tokens; `total` is
+// the weight of all tokens that may be chosen. Returns -1 when the choice may lie beyond the
+// candidates, unless they are `complete`.
+int32_t Sampler::draw_of(const SampleRow& row, double total, bool complete, Thread& memory) {
+  std::vector<Candidate>& c = memory.candidates;
+  if (c.empty()) return -1;
+  size_t kept = c.size();
+  if (row.top_p < 1) {
+    const size_t i = first_beyond(double(row.top_p) * total, false, kept, memory, &total);
+    if (i == kept && !complete) return -1;
+    kept = std::min(kept, i + 1);
+  }
+  double sum = 0;
+  const size_t i = first_beyond(double(row.uniform) * total, true, kept, memory, &sum);
+  if (i < kept) return c[i].id;
+  if (!complete && row.top_p >= 1) return -1;
+  return std::max_element(c.begin(), c.begin() + ptrdiff_t(kept))->id;  // the least likely
 }
 
 int32_t Sampler::draw_by_mass(const SampleRow& row, const float* logits, int64_t vocab, float best,
@@ -223,7 +214,8 @@ int32_t Sampler::draw_by_mass(const SampleRow& row, const float* logits, int64_t
       logits, vocab, best, std::min(1 / row.temperature, std::numeric_limits<float>::max()));
   for (const float depth : {10.0f, 20.0f, kInfinity}) {
     collect(logits, vocab, best - depth * row.temperature, memory);
-    const int32_t token = draw_of_prefix(row, double(best), total, depth == kInfinity, memory);
+    weigh(row, best, memory);
+    const int32_t token = draw_of(row, total, depth == kInfinity, memory);
     if (token >= 0) return token;
   }
   return 0;  // logits that are not numbers
@@ -235,12 +227,16 @@ int32_t Sampler::draw(const SampleRow& row, const float* logits, int64_t vocab, 
   const bool few = row.top_k > 0 && row.top_k < vocab;
   if (!few && row.min_p <= 0) return draw_by_mass(row, logits, vocab, best, memory);
   float least = few ? bound_of_best(logits, vocab, row.top_k, memory) : -kInfinity;
-  if (row.min_p > 0) {  // a little lower than exact; draw_of_best() drops the rest
+  if (row.min_p > 0) {  // a little lower than exact
     least = std::max(least, best + row.temperature * (std::log(row.min_p) - 1e-3f));
   }
   collect(logits, vocab, least, memory);
-  sort_best(few ? row.top_k : vocab, memory);
-  return draw_of_best(row, double(best), memory);
+  keep_best(few ? row.top_k : vocab, memory);
+  weigh(row, best, memory);
+  std::erase_if(memory.candidates, [&](const Candidate& c) { return c.weight < row.min_p; });
+  double total = 0;
+  for (const Candidate& c : memory.candidates) total += c.weight;
+  return std::max(0, draw_of(row, total, true, memory));
 }
 
 void Sampler::sample_row(float* logits, int64_t vocab, const SampleBatch& batch,
@@ -259,7 +255,8 @@ void Sampler::sample_row(float* logits, int64_t vocab, const SampleBatch& batch,
   out.logprobs[0] = float(double(logits[token]) - log_sum);
   if (row.num_logprobs == 0) return;
   collect(logits, vocab, bound_of_best(logits, vocab, row.num_logprobs, memory), memory);
-  sort_best(row.num_logprobs, memory);
+  keep_best(row.num_logprobs, memory);
+  std::sort(memory.candidates.begin(), memory.candidates.end());
   for (size_t k = 0; k < memory.candidates.size(); ++k) {
     out.logprobs[k + 1] = float(double(memory.candidates[k].logit) - log_sum);
     out.top_ids[k] = memory.candidates[k].id;

@@ -20,6 +20,7 @@ class Sampler {
   struct Candidate {
     float logit = 0;
     int32_t id = 0;
+    double weight = 0;  // e^((logit - best) / temperature)
 
     // In order of falling probability.
     bool operator<(const Candidate& other) const {
@@ -29,7 +30,6 @@ class Sampler {
   struct Thread {
     Scratch<int32_t> ids{};
     std::vector<float> block_tops{}, saved{};
-    std::vector<double> weights{};
     std::vector<Candidate> candidates{};
   };
 
@@ -42,14 +42,14 @@ class Sampler {
   static void sample_row(float* logits, int64_t vocab, const SampleBatch& batch,
                          const SampleRow& row, Thread& memory, Result out);
   static int32_t draw(const SampleRow& row, const float* logits, int64_t vocab, Thread& memory);
-  static int32_t draw_of_best(const SampleRow& row, double best, Thread& memory);
   static int32_t draw_by_mass(const SampleRow& row, const float* logits, int64_t vocab, float best,
                               Thread& memory);
-  static int32_t draw_of_prefix(const SampleRow& row, double best, double total, bool complete,
-                                Thread& memory);
+  static int32_t draw_of(const SampleRow& row, double total, bool complete, Thread& memory);
+  static size_t first_beyond(double mass, bool strictly, size_t count, Thread& memory, double* sum);
+  static void weigh(const SampleRow& row, float best, Thread& memory);
   static void collect(const float* logits, int64_t vocab, float least, Thread& memory);
   static float bound_of_best(const float* logits, int64_t vocab, int64_t count, Thread& memory);
-  static void sort_best(int64_t count, Thread& memory);
+  static void keep_best(int64_t count, Thread& memory);
 
   Workers& workers_;
   std::vector<Thread> threads_;

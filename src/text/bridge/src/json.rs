@@ -3,70 +3,20 @@
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::{Error, State, Value};
 
-use crate::python::{float_repr, runtime};
+use crate::arguments::Arguments;
+use crate::python::{float_repr, runtime, Text, MAX_DEPTH};
 
-struct Options {
+const MAX_INDENT: i64 = 1000;
+
+struct Writer<'a> {
+    text: Text<'a>,
     ensure_ascii: bool,
     indent: Option<String>,
     item_separator: String,
     key_separator: String,
     sort_keys: bool,
-}
-
-impl Options {
-    /// The filter's arguments: by position ensure_ascii, indent, separators, sort_keys; or by name.
-    fn from_arguments(positional: &[Value], named: &Kwargs) -> Result<Options, Error> {
-        if positional.len() > 4 {
-            return Err(Error::from(ErrorKind::TooManyArguments));
-        }
-        let argument = |index: usize, name: &str| -> Result<Option<Value>, Error> {
-            let value = match positional.get(index) {
-                Some(value) => Some(value.clone()),
-                None => named.get::<Option<Value>>(name)?,
-            };
-            Ok(value.filter(|value| !value.is_none()))
-        };
-        let ensure_ascii = argument(0, "ensure_ascii")?;
-        let indent = argument(1, "indent")?;
-        let separators = argument(2, "separators")?;
-        let sort_keys = argument(3, "sort_keys")?;
-        named.assert_all_used()?;
-
-        let indent = match indent {
-            None => None,
-            Some(value) => Some(match value.as_str() {
-                Some(text) => text.to_string(),
-                None => " ".repeat(i64::try_from(value)?.clamp(0, 1000) as usize),
-            }),
-        };
-        let (item_separator, key_separator) = match separators {
-            None if indent.is_some() => (",".to_string(), ": ".to_string()),
-            None => (", ".to_string(), ": ".to_string()),
-            Some(pair) => {
-                let pair: Vec<Value> = pair.try_iter()?.collect();
-                match pair.as_slice() {
-                    [item, key] => (item.to_string(), key.to_string()),
-                    _ => return Err(runtime("tojson: separators are a pair")),
-                }
-            }
-        };
-        Ok(Options {
-            ensure_ascii: ensure_ascii.is_some_and(|value| value.is_true()),
-            indent,
-            item_separator,
-            key_separator,
-            sort_keys: sort_keys.is_some_and(|value| value.is_true()),
-        })
-    }
-}
-
-struct Writer<'a> {
-    options: Options,
-    state: &'a State<'a, 'a>,
-    out: String,
-    charged: usize,
 }
 
 pub fn tojson(
@@ -75,127 +25,151 @@ pub fn tojson(
     positional: Rest<Value>,
     named: Kwargs,
 ) -> Result<String, Error> {
-    let options = Options::from_arguments(&positional, &named)?;
-    let mut writer = Writer { options, state, out: String::new(), charged: 0 };
+    let names = &["ensure_ascii", "indent", "separators", "sort_keys"];
+    let arguments = Arguments::new(names, positional, named)?;
+    let indent = match arguments.get(1) {
+        Some(value) if value.as_str().is_none() => {
+            Some(" ".repeat(arguments.integer(1, 0)?.clamp(0, MAX_INDENT) as usize))
+        }
+        value => value.map(Value::to_string),
+    };
+    let (item_separator, key_separator) = match arguments.get(2) {
+        None if indent.is_some() => (",".into(), ": ".into()),
+        None => (", ".into(), ": ".into()),
+        Some(pair) => match pair.try_iter()?.take(3).collect::<Vec<Value>>().as_slice() {
+            [item, key] => (item.to_string(), key.to_string()),
+            _ => return Err(runtime("tojson: separators has to be a pair")),
+        },
+    };
+    let mut writer = Writer {
+        text: Text::new(state),
+        ensure_ascii: arguments.is_true(0),
+        indent,
+        item_separator,
+        key_separator,
+        sort_keys: arguments.is_true(3),
+    };
     writer.value(&value, 0)?;
-    Ok(writer.out)
+    Ok(writer.text.out)
 }
 
 impl Writer<'_> {
-    fn charge(&mut self) -> Result<(), Error> {
-        let grown = (self.out.len() - self.charged) / 64;
-        if grown > 0 {
-            self.charged += grown * 64;
-            self.state.consume_fuel(grown as u64)?;
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > MAX_DEPTH {
+            return Err(runtime("tojson: the value is nested too deep"));
+        }
+        self.text.pay()?;
+        match value.kind() {
+            ValueKind::None => self.push("null"),
+            ValueKind::Bool => self.push(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.number(value),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items = value.try_iter()?;
+                self.block("[", "]", items, depth, |writer, item| writer.value(item, depth + 1))?;
+            }
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sort_keys {
+                    keys.sort();
+                }
+                self.block("{", "}", keys.into_iter(), depth, |writer, key| {
+                    writer.key(key)?;
+                    writer.text.out.push_str(&writer.key_separator);
+                    writer.value(&value.get_item(key)?, depth + 1)
+                })?;
+            }
+            kind => return Err(runtime(format!("tojson: an object of type {kind} is not JSON"))),
         }
         Ok(())
     }
 
-    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        self.charge()?;
-        match value.kind() {
-            ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.number(value),
-            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
-            ValueKind::Seq => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                self.block('[', ']', &items, depth, |writer, item| writer.value(item, depth + 1))?;
-            }
-            ValueKind::Map => {
-                let mut keys: Vec<Value> = value.try_iter()?.collect();
-                if self.options.sort_keys {
-                    keys.sort();
-                }
-                self.block('{', '}', &keys, depth, |writer, key| {
-                    writer.key(key)?;
-                    let separator = writer.options.key_separator.clone();
-                    writer.out.push_str(&separator);
-                    writer.value(&value.get_item(key)?, depth + 1)
-                })?;
-            }
-            kind => return Err(runtime(format!("Object of type {kind} is not JSON serializable"))),
-        }
-        Ok(())
+    fn push(&mut self, text: &str) {
+        self.text.out.push_str(text);
     }
 
     fn block(
         &mut self,
-        open: char,
-        close: char,
-        items: &[Value],
+        open: &str,
+        close: &str,
+        items: impl Iterator<Item = Value>,
         depth: usize,
         mut write: impl FnMut(&mut Self, &Value) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.out.push(open);
-        for (index, item) in items.iter().enumerate() {
-            if index > 0 {
-                self.out.push_str(&self.options.item_separator);
+        self.push(open);
+        let mut is_empty = true;
+        for item in items {
+            if !is_empty {
+                self.text.out.push_str(&self.item_separator);
             }
+            is_empty = false;
             self.new_line(depth + 1)?;
-            write(self, item)?;
+            write(self, &item)?;
         }
-        if !items.is_empty() {
+        if !is_empty {
             self.new_line(depth)?;
         }
-        self.out.push(close);
+        self.push(close);
         Ok(())
     }
 
     fn new_line(&mut self, depth: usize) -> Result<(), Error> {
-        if let Some(indent) = &self.options.indent {
-            self.out.push('\n');
-            self.out.push_str(&indent.repeat(depth));
+        if let Some(indent) = &self.indent {
+            self.text.pay_ahead(indent.len().saturating_mul(depth))?;
+            self.text.out.push('\n');
+            self.text.out.push_str(&indent.repeat(depth));
         }
-        self.charge()
+        Ok(())
     }
 
     fn key(&mut self, key: &Value) -> Result<(), Error> {
         match key.kind() {
             ValueKind::String => self.string(key.as_str().unwrap_or_default()),
             ValueKind::Number | ValueKind::Bool | ValueKind::None => {
-                self.out.push('"');
+                self.push("\"");
                 self.value(key, 0)?;
-                self.out.push('"');
+                self.push("\"");
             }
-            _ => return Err(runtime("keys must be str, int, float, bool or None")),
+            kind => return Err(runtime(format!("tojson: {kind} cannot be a key"))),
         }
         Ok(())
     }
 
     fn number(&mut self, value: &Value) {
-        if value.is_integer() {
-            let _ = write!(self.out, "{value}");
-            return;
-        }
         let number = f64::try_from(value.clone()).unwrap_or(f64::NAN);
         match number {
-            _ if number.is_nan() => self.out.push_str("NaN"),
-            f64::INFINITY => self.out.push_str("Infinity"),
-            f64::NEG_INFINITY => self.out.push_str("-Infinity"),
-            _ => self.out.push_str(&float_repr(number)),
+            _ if value.is_integer() => self.push(&value.to_string()),
+            f64::INFINITY => self.push("Infinity"),
+            f64::NEG_INFINITY => self.push("-Infinity"),
+            _ if number.is_nan() => self.push("NaN"),
+            _ => self.push(&float_repr(number)),
         }
     }
 
+    /// Private-use characters are not escaped, since prompts mark text with them.
     fn string(&mut self, text: &str) {
-        self.out.push('"');
+        let must_escape = |c: char| {
+            c < ' ' || (self.ensure_ascii && c > '~' && !('\u{e000}'..='\u{f8ff}').contains(&c))
+        };
+        let out = &mut self.text.out;
+        out.push('"');
         for c in text.chars() {
             match c {
-                '"' => self.out.push_str("\\\""),
-                '\\' => self.out.push_str("\\\\"),
-                '\n' => self.out.push_str("\\n"),
-                '\r' => self.out.push_str("\\r"),
-                '\t' => self.out.push_str("\\t"),
-                '\u{8}' => self.out.push_str("\\b"),
-                '\u{c}' => self.out.push_str("\\f"),
-                c if c < ' ' || (self.options.ensure_ascii && !(' '..='~').contains(&c)) => {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                '\u{8}' => out.push_str("\\b"),
+                '\u{c}' => out.push_str("\\f"),
+                c if must_escape(c) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
-                        let _ = write!(self.out, "\\u{unit:04x}");
+                        let _ = write!(out, "\\u{unit:04x}");
                     }
                 }
-                c => self.out.push(c),
+                c => out.push(c),
             }
         }
-        self.out.push('"');
+        out.push('"');
     }
 }

@@ -9,13 +9,12 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value};
 
 use crate::abi::{guard, send, text, Failure, Kind, NibbleError, TextSink};
-use crate::generation::without_generation_tags;
 use crate::python::Reason;
-use crate::{clock, json, methods, python};
+use crate::{clock, filters, methods, python, source, stored};
 
 const NAME: &str = "template";
 const MAX_TEMPLATE_BYTES: usize = 256 << 10;
-/// minijinja recurses over chains of operators: one of 100,000 needs most of this.
+/// minijinja recurses over chains of operators and nested values, without a limit.
 const STACK_BYTES: usize = 256 << 20;
 /// One unit is an instruction or 64 bytes.
 const BASE_FUEL: u64 = 1_000_000;
@@ -31,20 +30,33 @@ fn on_deep_stack<T: Send>(body: impl FnOnce() -> Result<T, Failure> + Send) -> R
         std::thread::Builder::new()
             .stack_size(STACK_BYTES)
             .spawn_scoped(scope, body)
-            .map_err(|error| Failure::new(Kind::Runtime, format!("cannot start a thread: {error}")))?
+            .map_err(|error| {
+                Failure::new(Kind::Runtime, format!("cannot start a thread: {error}"))
+            })?
             .join()
             .unwrap_or_else(|payload| Err(Failure::from_panic(payload)))
     })
 }
 
-fn failure(error: Error) -> Failure {
-    let mut kind = match error.kind() {
-        ErrorKind::SyntaxError | ErrorKind::BadEscape | ErrorKind::UnknownFilter | ErrorKind::UnknownTest => {
-            Kind::Syntax
+fn kind_of(error: &Error) -> Kind {
+    let of_undefined = error.detail().is_some_and(|detail| {
+        detail.contains("unsupported types undefined") || detail.ends_with("and undefined")
+    });
+    match error.kind() {
+        ErrorKind::SyntaxError
+        | ErrorKind::BadEscape
+        | ErrorKind::UnknownFilter
+        | ErrorKind::UnknownTest => Kind::Syntax,
+        ErrorKind::UndefinedError | ErrorKind::UnknownFunction | ErrorKind::UnknownMethod => {
+            Kind::Undefined
         }
-        ErrorKind::UndefinedError | ErrorKind::UnknownFunction => Kind::Undefined,
+        _ if of_undefined => Kind::Undefined,
         _ => Kind::Runtime,
-    };
+    }
+}
+
+fn failure(error: Error) -> Failure {
+    let mut kind = kind_of(&error);
     let mut cause = error.source();
     while let Some(inner) = cause {
         if let Some(Reason(reason)) = inner.downcast_ref::<Reason>() {
@@ -59,21 +71,29 @@ fn failure(error: Error) -> Failure {
     Failure { kind, line: error.line().unwrap_or(0) as u32, message }
 }
 
-fn compile(source: &str, trim_blocks: bool, lstrip_blocks: bool) -> Result<NibbleTemplate, Failure> {
+fn compile(
+    source: &str,
+    trim_blocks: bool,
+    lstrip_blocks: bool,
+) -> Result<NibbleTemplate, Failure> {
     if source.len() > MAX_TEMPLATE_BYTES {
-        let message = format!("the template has {} bytes; at most {MAX_TEMPLATE_BYTES} are allowed", source.len());
+        let message = format!(
+            "the template has {} bytes; at most {MAX_TEMPLATE_BYTES} are allowed",
+            source.len()
+        );
         return Err(Failure::new(Kind::Syntax, message));
     }
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(trim_blocks).lstrip_blocks(lstrip_blocks).build();
+    let syntax =
+        SyntaxConfig::builder().trim_blocks(trim_blocks).lstrip_blocks(lstrip_blocks).build();
     environment.set_syntax(syntax.map_err(failure)?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_formatter(python::format_value);
     environment.set_unknown_method_callback(methods::unknown_method);
-    environment.add_filter("tojson", json::tojson);
-    environment.add_function("raise_exception", python::raise_exception);
-    environment.add_template_owned(NAME, without_generation_tags(source)).map_err(failure)?;
+    filters::install(&mut environment);
+    stored::install(&mut environment);
+    environment.add_template_owned(NAME, source::adapted(source)?).map_err(failure)?;
     Ok(NibbleTemplate { environment })
 }
 
@@ -81,8 +101,11 @@ fn render(template: &NibbleTemplate, context: &str, wall_clock_s: i64) -> Result
     let variables: Value = serde_json::from_str(context)
         .map_err(|error| Failure::new(Kind::Runtime, format!("the variables: {error}")))?;
     let mut environment = template.environment.clone();
-    environment.set_fuel(Some(BASE_FUEL + FUEL_PER_INPUT_BYTE * context.len() as u64));
-    environment.add_function("strftime_now", move |format: &str| clock::strftime(format, wall_clock_s));
+    let fuel = BASE_FUEL + FUEL_PER_INPUT_BYTE * context.len() as u64;
+    environment.set_fuel(Some(fuel));
+    stored::set_budget(fuel);
+    environment
+        .add_function("strftime_now", move |format: &str| clock::strftime(format, wall_clock_s));
     let result = environment.get_template(NAME).and_then(|template| template.render(variables));
     result.map_err(failure)
 }
