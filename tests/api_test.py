@@ -7,6 +7,7 @@ import re
 import pytest
 
 from pocket_cases import ADDED_TOKENS, ALL_GOLDENS, CHATS, SUM, TOOL_CASES, by_name
+from server_process import wait_until
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -294,6 +295,24 @@ def test_special_tokens_in_the_answer(server):
     assert ADDED_TOKENS["<|system|>"] == 6114
     kept = server.answer(COMPLETIONS, {**body, "skip_special_tokens": False})
     assert kept["choices"][0]["text"] == "<|system|>"
+
+
+def test_too_much_at_once(server):
+    """What would overrun the queue is refused whole, and nothing of it stays."""
+    for body in ({"prompt": ["x"] * 1024, "n": 64}, {"prompt": [[5] * 4000] * 1024, "n": 16}):
+        response = server.post(COMPLETIONS, body)
+        assert response.status_code in (400, 503)
+        if response.status_code == 503:
+            assert int(response.headers["retry-after"]) > 0
+    check_error(server.post(COMPLETIONS, {"prompt": ["x"] * 1025}), 400, "BadRequestError", "prompt")
+    wait_until(server.is_idle)
+
+
+def test_all_prompts_of_one_request(server):
+    body = {"prompt": [[5, 6, 7]] * 1024, "max_tokens": 2, "temperature": 0, "ignore_eos": True}
+    choices = server.answer(COMPLETIONS, body)["choices"]
+    assert [choice["index"] for choice in choices] == list(range(1024))
+    assert len({choice["text"] for choice in choices}) == 1
 
 
 def test_echo(server):

@@ -48,7 +48,7 @@ COMMON = [
     field("n", "integer", bad=[0, -1, 16385, *HUGE, *NUMBER_TRAPS]),
     field("stop", "string", bad=[[1], [None], ["a"] * 5, "", [""], "x" * 100_000]),
     field("stop_token_ids", "array", bad=[["x"], [-1], [6144], [2**40], [0.5], [True], list(range(3000))]),
-    field("allowed_token_ids", "array", bad=[["x"], [-1], [6144], [2**40], [0.5]]),
+    field("allowed_token_ids", "array", bad=[[], ["x"], [-1], [6144], [2**40], [0.5]]),
     field("logit_bias", "object", bad=[{"x": 1}, {"6144": 1}, {"-1": 1}, {"5": "x"}, {"5": None}, {"1e3": 1}]),
     flag("stream"),
     flag("include_stop_str_in_output"),
@@ -144,6 +144,40 @@ def test_null_is_unset(server, path):
 def test_unknown_fields_are_ignored(server, path):
     strange = {"kv_transfer_params": {"a": 1}, "vllm_xargs": {}, "x" * 1000: [1, {"y": None}], "": 0}
     assert server.answer(path, {**BASE[path], **strange})["choices"]
+
+
+EXTREMES = {
+    "temperature": [0, 1e-9, 1e6],
+    "top_p": [1e-9, 1],
+    "min_p": [0, 1],
+    "top_k": [-1, 0, 1, 2**31 - 1],
+    "repetition_penalty": [0.01, 100],
+    "presence_penalty": [-2, 2],
+    "frequency_penalty": [-2, 2],
+    "seed": [-(2**63), 2**63 - 1, 0],
+    "n": [1, 64],
+    "min_tokens": [0, 3],
+    "logit_bias": [{}, {str(token): -100 for token in range(6144)}, {"0": 1e30, "1": -1e30}],
+    "stop": ["x" * 1000, ["\n", "\0", "👩", " "], []],
+    "stop_token_ids": [[], list(range(1000)), [5, 5, 5]],
+    "allowed_token_ids": [[0], list(range(1000))],
+    "prompt_logprobs": [0, 20],
+    "cache_salt": ["x", "👩" * 128],
+    "truncate_prompt_tokens": [-1, 1, 2**31 - 1],
+    "model": [""],
+    "user": ["x" * 100_000],
+}
+
+
+@pytest.mark.parametrize("path", BASE)
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extreme_but_good_values(server, path, name):
+    for value in EXTREMES[name]:
+        for stream in (False, True) if name != "prompt_logprobs" else (False,):
+            body = {**BASE[path], "max_tokens": 3, "temperature": 1, name: value, "stream": stream}
+            response = server.post(path, body)
+            assert response.status_code == 200, response.text
+            assert '"error"' not in response.text
 
 
 CONSTRAINTS = {

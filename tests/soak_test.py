@@ -120,6 +120,7 @@ def test_hanging_up_among_64_streams(serve, alone):
     metrics = server.metrics()
     assert metrics["vllm:kv_cache_usage_perc"] == 0 and metrics["vllm:num_requests_running"] == 0
     assert metrics['vllm:request_success_total{finished_reason="error"}'] == 0
+    assert metrics['vllm:request_success_total{finished_reason="abort"}'] >= CLIENTS // 3, "they left in time"
     assert not server.warnings()
 
 
