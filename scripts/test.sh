@@ -108,16 +108,24 @@ run_release() {
 
 run_python() { step "tests over HTTP and of tools" python_tests tests; }
 
-run_sanitizer() {  # run_sanitizer asan|tsan
-  step "build $1" scripts/build.sh "$1" || return
-  step "unit tests $1" unit_tests "build-$1" -LE long
-  if compgen -G 'tests/*soak*_test.py' >/dev/null; then
-    step "soak $1" setarch -R bash -c "$(declare -f python_tests); python_tests --nibble build-$1/nibble tests/*soak*_test.py"
-  fi
+soak() {  # soak FOLDER: the concurrent clients, against a sanitizer's server
+  step "soak ${1#build-}" setarch -R bash -c "$(declare -f python_tests); python_tests --nibble $1/nibble tests/soak_test.py"
 }
 
-run_asan() { run_sanitizer asan; }
-run_tsan() { run_sanitizer tsan; }
+run_asan() {
+  step "build asan" scripts/build.sh asan || return
+  step "unit tests asan" unit_tests build-asan -LE long
+  soak build-asan
+}
+
+# What has threads of its own.
+run_tsan() {
+  local tests=(base_test engine_test http_test server_test pocket_engine_test)
+  step "build tsan" scripts/build.sh tsan nibble "${tests[@]}" || return
+  step "unit tests tsan" unit_tests build-tsan -R "^($(IFS='|'; echo "${tests[*]}"))\$"
+  soak build-tsan
+}
+
 run_fuzz() { step "build fuzz" scripts/build.sh fuzz && step "fuzz 20 s each" fuzz; }
 
 start=$(date +%s)

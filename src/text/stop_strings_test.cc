@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
 #include <random>
 
 namespace nibble {
@@ -106,13 +105,12 @@ TEST(StopStrings, DropsWhatFollowsAMatch) {
   EXPECT_EQ(stops.matched(), "END");
 }
 
-TEST(StopStrings, TakesLinearTime) {
+// Anything but linear time would not end before the test's time limit.
+TEST(StopStrings, EndsOnALongNearMatch) {
   StopStrings stops({std::string(100'000, 'a') + "b"}, false);
-  const auto begin = std::chrono::steady_clock::now();
   size_t length = 0;
   for (int i = 0; i < 100'000; ++i) length += stops.push("aaaaaaaaaa").size();
   EXPECT_EQ(length, 900'000u);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
 }
 
 }  // namespace
