@@ -118,7 +118,7 @@ run_sanitizer() {  # run_sanitizer asan|tsan
 
 run_asan() { run_sanitizer asan; }
 run_tsan() { run_sanitizer tsan; }
-run_fuzz() { step "build fuzz" scripts/build.sh fuzz && step "fuzz 20 s each" fuzz; }
+run_fuzz() { step "build fuzz" scripts/build.sh fuzz fuzz_targets && step "fuzz 20 s each" fuzz; }
 
 start=$(date +%s)
 for name in "${@:-style}" ; do
