@@ -126,7 +126,7 @@ run_tsan() {
   soak build-tsan
 }
 
-run_fuzz() { step "build fuzz" scripts/build.sh fuzz && step "fuzz 20 s each" fuzz; }
+run_fuzz() { step "build fuzz" scripts/build.sh fuzz fuzz_targets && step "fuzz 20 s each" fuzz; }
 
 start=$(date +%s)
 for name in "${@:-style}" ; do

@@ -13,8 +13,14 @@
 
 #include <immintrin.h>
 
+#if defined(__clang__)
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma"))), \
+    apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+#endif
 
 namespace nibble {
 namespace {
@@ -142,6 +148,10 @@ double dot_registers_avx512bf16(int64_t rounds) {
 
 }  // namespace nibble
 
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 #endif

@@ -42,7 +42,7 @@ HWY_INLINE void store(FloatVec v, float* x) {
 
 // The same value, loaded once: g++ would rather repeat the load in every multiply-add.
 HWY_INLINE FloatVec in_register(FloatVec v) {
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
+#if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
   asm("" : "+v"(v.raw));
 #endif
   return v;
