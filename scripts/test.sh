@@ -109,7 +109,7 @@ run_release() {
 run_python() { step "tests over HTTP and of tools" python_tests tests; }
 
 soak() {  # soak FOLDER: the concurrent clients, against a sanitizer's server
-  step "soak ${1#build-}" setarch -R bash -c "$(declare -f python_tests); python_tests --nibble $1/nibble tests/soak_test.py"
+  step "soak ${1#build-}" setarch -R bash -c "$(declare -f python_tests); python_tests --nibble $1/nibble tests/soak_test.py -k hanging_up"
 }
 
 run_asan() {
