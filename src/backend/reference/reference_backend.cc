@@ -67,11 +67,11 @@ void ReferenceBackend::free(void* memory) {
 }
 
 void ReferenceBackend::write(void* memory, const void* host, size_t bytes) {
-  std::memcpy(memory, host, bytes);
+  if (bytes > 0) std::memcpy(memory, host, bytes);
 }
 
 void ReferenceBackend::read(const void* memory, void* host, size_t bytes) {
-  std::memcpy(host, memory, bytes);
+  if (bytes > 0) std::memcpy(host, memory, bytes);
 }
 
 Weight ReferenceBackend::upload(const Weight& host) {
