@@ -114,7 +114,7 @@ soak() {  # soak FOLDER: the concurrent clients, against a sanitizer's server
 
 run_asan() {
   step "build asan" scripts/build.sh asan || return
-  # Its templates of 100,000 operators need the stack frames of a plain build.
+  # It copies JSON nested 100,000 deep, which takes the stack frames of a plain build.
   step "unit tests asan" unit_tests build-asan -LE long -E '^chat_template_test$'
   soak build-asan
 }
