@@ -24,8 +24,10 @@ int64_t available_memory_bytes() {
 KvFormat kv_format_of(const std::string& name) {
   if (name == "auto" || name == "bfloat16" || name == "bf16") return KvFormat::kBF16;
   if (name == "fp8" || name == "fp8_e4m3") return KvFormat::kFp8;
+  if (name == "int8") return KvFormat::kInt8;
+  if (name == "nvfp4") return KvFormat::kNvfp4;
   throw Error("--kv-cache-dtype " + name +
-              ": not supported; use auto, bfloat16 (bf16), fp8 or fp8_e4m3");
+              ": not supported; use auto, bfloat16 (bf16), fp8 (fp8_e4m3), int8 or nvfp4");
 }
 
 void check_dtype(const std::string& dtype) {
@@ -58,10 +60,11 @@ struct Limits {
 };
 
 Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format) {
-  const int64_t page_bytes =
-      kv_page_bytes(
-          {.format = format, .page_size = o.block_size, .width = config.mla().record_dim()}) *
-      config.num_layers;
+  const int64_t page_bytes = kv_page_bytes({.format = format,
+                                            .page_size = o.block_size,
+                                            .width = config.mla().record_dim(),
+                                            .latent = config.mla().latent_dim}) *
+                             config.num_layers;
   Limits limits{.max_model_len = config.max_positions};
   const bool automatic =
       o.max_model_len.empty() || o.max_model_len == "auto" || o.max_model_len == "-1";
