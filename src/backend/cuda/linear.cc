@@ -1,0 +1,22 @@
+#include "backend/cuda/linear.h"
+
+#include "backend/cuda/products.h"
+
+namespace nibble::cuda {
+
+std::shared_ptr<const void> upload_linear(const Uploads& to, const Weight& host) {
+  return pack_matrices(to, host, /*halves=*/false);
+}
+
+void linear(const Context& context, Tensor x, const Weight& w, Tensor out, bool accumulate) {
+  CHECK(x.cols == w.cols && out.cols == w.rows && x.rows == out.rows, "%s", w.name.c_str());
+  if (x.rows == 0) return;
+  const bool few = x.rows <= kMaxStreamedRows;
+  const Activations inputs = inputs_of(context, x, few, context.workspace.fit(inputs_bytes(x)));
+  const Results results{out.data, out.stride, out.dtype == DType::kF32, accumulate};
+  const auto& packed = resident_as<PackedMatrices>(w);
+  few ? linear_stream(context, inputs, packed, results)
+      : linear_tiles(context, inputs, packed, results);
+}
+
+}  // namespace nibble::cuda
