@@ -21,25 +21,20 @@ void experts_of_rows(const Context& context, Tensor x, const Routing& routing,
                      const Weight& gate_up, const Weight& down, Tensor out) {
   const auto& gates = resident_as<PackedMatrices>(gate_up);
   const auto& downs = resident_as<PackedMatrices>(down);
-  const bool few = x.rows <= kMaxStreamedRows;
   const int num_experts = int(gate_up.count);
   const int64_t pairs = x.rows * routing.experts.cols;
-  const int64_t inner_stride = int64_t(gates.tiles) * kTileRows / 2;
-  const size_t inner_bytes = aligned(size_t(pairs * inner_stride) * sizeof(uint16_t));
-  const size_t rounded_bytes = aligned(inputs_bytes(x));
-  auto* memory = static_cast<char*>(
-      context.workspace.fit(inner_bytes + rounded_bytes +
-                            (few ? 0 : experts_tiles_bytes(pairs, num_experts, downs.rows))));
-  // Columns beyond the width are products of padding rows: zeros.
-  const Activations inner{memory, inner_stride, int(pairs), int(inner_stride), false};
-  const Activations inputs = inputs_of(context, x, few, memory + inner_bytes);
   const Results results{out.data, out.stride, out.dtype == DType::kF32, false};
-  if (few) {
-    experts_stream(context, inputs, routing, gates, downs, num_experts, inner, results);
-  } else {
-    experts_tiles(context, inputs, routing, gates, downs, num_experts, inner, results,
-                  memory + inner_bytes + rounded_bytes);
+  if (x.rows > kMaxStreamedRows) {
+    void* memory = context.workspace.fit(experts_tiles_bytes(x, pairs, gates, downs, num_experts));
+    return experts_tiles(context, x, routing, gates, downs, num_experts, results, memory);
   }
+  // Columns beyond the width are products of padding rows: zeros.
+  const int inner_cols = gates.tiles * kTileRows / 2;
+  const size_t inner_bytes = aligned(size_t(pairs * inner_cols) * sizeof(uint16_t));
+  auto* memory = static_cast<char*>(context.workspace.fit(inner_bytes + inputs_bytes(x)));
+  const Activations inner{memory, inner_cols, int(pairs), inner_cols};
+  const Activations inputs = inputs_of(context, x, memory + inner_bytes);
+  experts_stream(context, inputs, routing, gates, downs, num_experts, inner, results);
 }
 
 }  // namespace

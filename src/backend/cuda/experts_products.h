@@ -14,10 +14,11 @@ void experts_stream(const Context& context, const Activations& x, const Routing&
                     const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
                     const Activations& inner, const Results& out);
 
-// For 1 .. kMaxTiledRows rows of BF16. `memory`: experts_tiles_bytes().
-size_t experts_tiles_bytes(int64_t pairs, int num_experts, int64_t outputs);
-void experts_tiles(const Context& context, const Activations& x, const Routing& routing,
+// For 1 .. kMaxTiledRows rows. `memory`: experts_tiles_bytes(), which includes all that it needs.
+size_t experts_tiles_bytes(const Tensor& x, int64_t pairs, const PackedMatrices& gate_up,
+                           const PackedMatrices& down, int num_experts);
+void experts_tiles(const Context& context, const Tensor& x, const Routing& routing,
                    const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
-                   const Activations& inner, const Results& out, void* memory);
+                   const Results& out, void* memory);
 
 }  // namespace nibble::cuda

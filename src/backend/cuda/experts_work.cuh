@@ -7,13 +7,6 @@
 
 namespace nibble::cuda {
 
-// silu(gate) * up of the sums of a pair's gate and up rows, rounded for the second product.
-__device__ __forceinline__ bf16 inner_value(const PackedMatrices& gate_up, int matrix, int tile,
-                                            int i, float gate, float up) {
-  const float* factors = gate_up.factors + (matrix * gate_up.tiles + tile) * kTileRows;
-  return from_float<bf16>(silu(gate * factors[i]) * (up * factors[i + 8]));
-}
-
 // The sum over a row's slots, in their order. products: of slot 0, `stride` apart.
 __device__ __forceinline__ float sum_of_slots(const float* weights, const float* products,
                                               int64_t stride, int top_k) {

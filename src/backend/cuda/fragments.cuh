@@ -15,6 +15,13 @@ namespace nibble::cuda {
 inline constexpr int kChunkInputs = 64;
 inline constexpr int kBlockInputs = 16;  // consecutive columns of a lane in a chunk
 
+// Through L1, for what other warps of the multiprocessor read too.
+__device__ __forceinline__ void copy_async_16_cached(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
 __device__ __forceinline__ void copy_async_4(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global)
                : "memory");
@@ -109,11 +116,6 @@ struct ValueUnit {
 using Bf16Unit = ValueUnit<1>;
 using F32Unit = ValueUnit<2>;
 
-__device__ __forceinline__ uint32_t rounded_pair(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
 // Calls run(Unit()) with the unit of a matrix' format.
 template <typename Run>
 void with_unit(Format format, Run&& run) {
@@ -129,22 +131,27 @@ __device__ __forceinline__ void load_inputs(const Activations& x, int64_t row, i
 #pragma unroll
   for (int i = 0; i < 8; ++i) b[i] = 0;
   if (row < 0 || column >= x.cols) return;
-  if (x.is_f32) {
-    const auto* from = reinterpret_cast<const float4*>(static_cast<const float*>(x.data) +
-                                                       row * x.stride + column);
+  const auto* from =
+      reinterpret_cast<const uint4*>(static_cast<const bf16*>(x.data) + row * x.stride + column);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float4 v = from[i];
-      b[2 * i] = rounded_pair(v.x, v.y);
-      b[2 * i + 1] = rounded_pair(v.z, v.w);
-    }
-  } else {
-    const auto* from =
-        reinterpret_cast<const uint4*>(static_cast<const bf16*>(x.data) + row * x.stride + column);
+  for (int i = 0; i < 2; ++i) {
+    const uint4 v = from[i];
+    b[4 * i] = v.x, b[4 * i + 1] = v.y, b[4 * i + 2] = v.z, b[4 * i + 3] = v.w;
+  }
+}
+
+// sum += the products of one chunk with a lane's inputs of 8 rows.
+template <typename Unit>
+__device__ __forceinline__ void multiply_chunk(float (&sum)[4], const typename Unit::Registers& r,
+                                               int chunk, const uint32_t (&b)[8]) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint4 v = from[i];
-      b[4 * i] = v.x, b[4 * i + 1] = v.y, b[4 * i + 2] = v.z, b[4 * i + 3] = v.w;
+  for (int j = 0; j < 4; ++j) {
+    const uint32_t pair[2] = {b[2 * j], b[2 * j + 1]};
+#pragma unroll
+    for (int p = 0; p < Unit::kProducts; ++p) {
+      uint32_t a[4];
+      Unit::fragment(r, chunk, j, p, a);
+      multiply_bf16(sum, a, pair);
     }
   }
 }

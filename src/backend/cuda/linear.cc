@@ -11,12 +11,14 @@ std::shared_ptr<const void> upload_linear(const Uploads& to, const Weight& host)
 void linear(const Context& context, Tensor x, const Weight& w, Tensor out, bool accumulate) {
   CHECK(x.cols == w.cols && out.cols == w.rows && x.rows == out.rows, "%s", w.name.c_str());
   if (x.rows == 0) return;
-  const bool few = x.rows <= kMaxStreamedRows;
-  const Activations inputs = inputs_of(context, x, few, context.workspace.fit(inputs_bytes(x)));
+  void* memory = context.workspace.fit(inputs_bytes(x));
   const Results results{out.data, out.stride, out.dtype == DType::kF32, accumulate};
   const auto& packed = resident_as<PackedMatrices>(w);
-  few ? linear_stream(context, inputs, packed, results)
-      : linear_tiles(context, inputs, packed, results);
+  if (x.rows <= kMaxStreamedRows) {
+    linear_stream(context, inputs_of(context, x, memory), packed, results);
+  } else {
+    linear_tiles(context, x, packed, results, memory);
+  }
 }
 
 }  // namespace nibble::cuda

@@ -1,38 +1,41 @@
-// out = x w^T for many rows: packed.h's formula, tiles.cuh's tiling.
+// out = x w^T for many rows: packed.h's formula, the tiling of tiles.cuh or warpgroup_tiles.cuh.
 #include "backend/cuda/linear_work.cuh"
-#include "backend/cuda/tiles.cuh"
+#include "backend/cuda/tile_ways.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-template <typename Unit>
-__global__ void __launch_bounds__(kTileThreads, 2)
+template <typename Tiles>
+__global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
     linear_tiles_kernel(PackedMatrices w, Activations x, Results out) {
   extern __shared__ __align__(16) uint8_t shared[];
-  __shared__ int rows[kTileColumns];
-  const int first = int(blockIdx.y) * kTileColumns;
-  const int columns = min(kTileColumns, x.rows - first);
-  for (int n = int(threadIdx.x); n < kTileColumns; n += kTileThreads) {
+  __shared__ int rows[Tiles::kColumns];
+  let_successor_begin();
+  const int first = int(blockIdx.y) * Tiles::kColumns;
+  const int columns = min(Tiles::kColumns, x.rows - first);
+  for (int n = int(threadIdx.x); n < Tiles::kColumns; n += Tiles::kThreads) {
     rows[n] = n < columns ? first + n : -1;
   }
   __syncthreads();
-  LinearWork work{.w = w, .out = out, .rows = columns, .first_row = first};
-  multiply_tiles<Unit>(w, x, work, 0, int(blockIdx.x) * TileShape<Unit>::kTiles, columns, rows,
-                       shared);
+  const LinearWork work{.w = w, .out = out, .rows = columns, .first_row = first};
+  Tiles::multiply(w, x, work, 0, int(blockIdx.x) * Tiles::kTiles, int(blockIdx.y), columns, rows,
+                  shared);
 }
 
 }  // namespace
 
-void linear_tiles(const Context& context, const Activations& x, const PackedMatrices& w,
-                  const Results& out) {
-  with_unit(w.format, [&]<typename Unit>(Unit) {
-    using Shape = TileShape<Unit>;
-    allow_shared(linear_tiles_kernel<Unit>, Shape::kSharedBytes);
+void linear_tiles(const Context& context, const Tensor& x, const PackedMatrices& w,
+                  const Results& out, void* memory) {
+  with_tiles(context, w.format, int(x.rows), [&]<typename Tiles>(Tiles) {
+    const Activations inputs = Tiles::kOrder == Order::kPlain
+                                   ? inputs_of(context, x, memory)
+                                   : slot_inputs(context, x, Tiles::kColumns, memory);
+    allow_shared(linear_tiles_kernel<Tiles>, Tiles::kSharedBytes);
     launch(context,
-           {.blocks = {blocks_for(w.tiles, Shape::kTiles), blocks_for(x.rows, kTileColumns)},
-            .threads = kTileThreads,
-            .shared_bytes = Shape::kSharedBytes},
-           linear_tiles_kernel<Unit>, w, x, out);
+           {.blocks = {blocks_for(w.tiles, Tiles::kTiles), blocks_for(x.rows, Tiles::kColumns)},
+            .threads = Tiles::kThreads,
+            .shared_bytes = Tiles::kSharedBytes},
+           linear_tiles_kernel<Tiles>, w, inputs, out);
   });
 }
 

@@ -194,6 +194,7 @@ PackedMatrices layout_of(const Weight& host, bool halves) {
   // Halves are padded to 16 rows each, as wide as the next matrix takes its inputs.
   w.tiles = halves ? (w.rows / 2 + 15) / 16 * 2 : (w.rows + 15) / 16;
   w.units = (w.cols + unit_cols - 1) / unit_cols;
+  w.tile_bytes = uint32_t(w.units * w.unit_bytes);
   const int most = w.format == Format::kF32 ? kMaxSlices / 2 : kMaxSlices;
   w.units_per_slice = (w.units + most - 1) / most;
   w.slices = (w.units + w.units_per_slice - 1) / w.units_per_slice;
@@ -281,8 +282,7 @@ std::shared_ptr<const void> pack_matrices(const Uploads& to, const Weight& host,
   CHECK(!halves || host.rows % 2 == 0, "%s has %ld rows", host.name.c_str(), long(host.rows));
   auto packed = std::make_shared<PackedMatrices>(layout_of(host, halves));
   PackedMatrices& w = *packed;
-  const size_t tile_bytes = size_t(w.units) * size_t(w.unit_bytes);
-  const size_t matrix_bytes = size_t(w.tiles) * tile_bytes;
+  const size_t matrix_bytes = size_t(w.tiles) * w.tile_bytes;
   auto* data = static_cast<uint8_t*>(to.arena.allocate(size_t(host.count) * matrix_bytes));
   const size_t factors = size_t(w.tiles) * kTileRows;
   auto* scales =

@@ -43,6 +43,7 @@ struct PackedMatrices {
   int tiles = 0, units = 0;
   int slices = 0, units_per_slice = 0;
   int unit_bytes = 0;
+  uint32_t tile_bytes = 0;
   // Rows 0-7 of tile i are rows 8i .. of the matrix' upper half, rows 8-15 those of its lower half:
   // a gate and its up projection meet in one thread. Else tile i has rows 16i .. 16i + 15.
   bool halves = false;

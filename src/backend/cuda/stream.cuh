@@ -1,11 +1,21 @@
-// The products of few rows: every matrix streams once through the tensor cores as their A operand,
-// the rows of activations are the 8-column B operand. Device code of linear and experts.
+// The products of up to 8 rows with few tiles: the warps of a block share a tile's K, a slice each,
+// and the slices' sums meet in shared memory. Device code of linear and experts.
 //
-// A block is `together` row tiles of `slices` warps each. A work item is `together` tiles of one
-// matrix for up to 8 * groups rows; a warp multiplies its slice of K and leaves the sum in shared
-// memory, where the slices are added in their order. Each warp keeps a ring of units in flight
-// through all items of its block, so the first units are under way before the inputs are known.
+// A block is `together` row tiles of `slices` warps each. Each warp keeps a ring of units in flight
+// through all items of its block, so the first units are under way before the inputs are known, and
+// keeps its inputs in registers while they stay the same. The warps meet after kRound items.
+//
+// A Work says what to multiply, item by item:
+//   Cursor                                           an item
+//   Cursor next(cursor, int items)                   the item so many items on
+//   int matrix(cursor), int tile(cursor)             what to multiply: the first of its tiles
+//   int columns(cursor)                              how many rows of activations there are
+//   int input_row(cursor, n)                         which they are, n < columns
+//   void begin()                                     waits until x can be read
+//   void finish(cursor, tile, i, n, low, high)       takes the products of rows i, i + 8 of a tile
 #pragma once
+
+#include <algorithm>
 
 #include "backend/cuda/fragments.cuh"
 
@@ -13,178 +23,153 @@ namespace nibble::cuda {
 
 inline constexpr int kMaxWarps = 16;
 inline constexpr int kRowGroup = 8;  // rows of activations in one product
-inline constexpr int kPartialFloats = kTileRows * kRowGroup;
 
-// Blocks a multiprocessor that registers allow: two where one group of rows leaves room, so that
-// the next kernel's blocks can begin beside this one's.
-template <typename Unit, int groups>
-constexpr int kStreamBlocks = groups == 1 && Unit::kProducts == 1 ? 2 : 1;
+// kColumns: 1 or 8, a bound on the rows of activations.
+template <typename Unit, int kColumns>
+struct StreamShape {
+  static constexpr bool kOneRow = kColumns == 1;
+  static constexpr int kStages = Unit::kStages - (kOneRow || Unit::kStages < 4 ? 0 : 1);
+  static constexpr int kRound = kOneRow ? 4 : 2;
+  static constexpr int kPartialFloats = kTileRows * kColumns;
+  // Blocks a multiprocessor that registers allow: two where there is room, so that the next
+  // kernel's blocks can begin beside this one's.
+  static constexpr int kBlocks = Unit::kProducts == 1 ? 2 : 1;
 
-template <typename Unit>
-constexpr size_t stream_shared_bytes(int warps) {
-  return size_t(warps) * (Unit::kStages * Unit::kBytes + 2 * kPartialFloats * sizeof(float));
-}
-
-// Tiles that a block of at most kMaxWarps warps takes at once.
-inline int tiles_together(const PackedMatrices& w) {
-  return std::max(1, kMaxWarps / w.slices);
-}
-
-// What a warp has on its way: the units of its slice, item by item.
-template <typename Unit, typename Work>
-class UnitRing {
- public:
-  __device__ UnitRing(const PackedMatrices& w, const Work& work, uint8_t* ring, int item, int end,
-                      int sub, int slice)
-      : w_(w), work_(work), ring_(ring), item_(item), end_(end), sub_(sub) {
-    first_unit_ = slice * w.units_per_slice;
-    end_unit_ = min(w.units, first_unit_ + w.units_per_slice);
-    unit_ = first_unit_;
+  static constexpr size_t shared_bytes(int warps) {
+    return size_t(warps) * (kStages * Unit::kBytes + 2 * kRound * kPartialFloats * sizeof(float));
   }
-
-  __device__ __forceinline__ void fill() {
-#pragma unroll
-    for (int i = 0; i < Unit::kStages; ++i) fetch();
-  }
-
-  // The oldest unit; its place is filled again.
-  __device__ __forceinline__ typename Unit::Registers take() {
-    wait_for_copies<Unit::kStages - 1>();
-    const auto registers = Unit::read(ring_ + stage_ * Unit::kBytes, threadIdx.x % kWarp);
-    fetch();
-    return registers;
-  }
-
-  __device__ int first_unit() const {
-    return first_unit_;
-  }
-  __device__ int end_unit() const {
-    return end_unit_;
-  }
-
- private:
-  __device__ __forceinline__ void fetch() {
-    if (item_ < end_) {
-      const int tile = work_.tile(item_, sub_);
-      if (tile < w_.tiles) {
-        const int64_t place = (int64_t(work_.matrix(item_)) * w_.tiles + tile) * w_.units + unit_;
-        Unit::fetch(ring_ + stage_ * Unit::kBytes, w_.data + place * Unit::kBytes,
-                    threadIdx.x % kWarp);
-      }
-      if (++unit_ == end_unit_) unit_ = first_unit_, ++item_;
-    }
-    commit_copies();
-    stage_ = stage_ + 1 == Unit::kStages ? 0 : stage_ + 1;
-  }
-
-  const PackedMatrices& w_;
-  const Work& work_;
-  uint8_t* ring_;
-  int item_, end_, sub_;
-  int first_unit_, end_unit_, unit_;
-  int stage_ = 0;
 };
 
-// sum += the products of one chunk's fragments with the inputs of one group of rows.
-template <typename Unit>
-__device__ __forceinline__ void multiply_chunk(float (&sum)[4],
-                                               const uint32_t (&a)[4][Unit::kProducts][4],
-                                               const uint32_t (&b)[8]) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const uint32_t pair[2] = {b[2 * j], b[2 * j + 1]};
-#pragma unroll
-    for (int p = 0; p < Unit::kProducts; ++p) multiply_bf16(sum, a[j][p], pair);
-  }
+// Tiles that a block of at most kMaxWarps warps takes at once: a power of two.
+inline int tiles_together(const PackedMatrices& w) {
+  int together = 1;
+  while (2 * together * w.slices <= kMaxWarps && together < 8) together *= 2;
+  return together;
 }
 
-template <typename Unit>
-__device__ __forceinline__ void fragments_of(const typename Unit::Registers& r, int chunk,
-                                             uint32_t (&a)[4][Unit::kProducts][4]) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-#pragma unroll
-    for (int p = 0; p < Unit::kProducts; ++p) Unit::fragment(r, chunk, j, p, a[j][p]);
-  }
-}
+// Multiplies `items` items from `first` on, for all tiles of theirs that there are.
+template <typename Unit, int kColumns, typename Work>
+__device__ __forceinline__ void stream_products(const PackedMatrices& w, const Activations& x,
+                                                const Work& work, typename Work::Cursor first,
+                                                int items, int together, uint8_t* shared) {
+  using Shape = StreamShape<Unit, kColumns>;
+  using Cursor = typename Work::Cursor;
+  constexpr int kRound = Shape::kRound, kFloats = Shape::kPartialFloats;
+  constexpr int kResults = 8 * kColumns;  // of a tile, two rows each
+  const int thread = int(threadIdx.x);
+  const int lane = int(threadIdx.x % kWarp), warp = int(threadIdx.x / kWarp);
+  const int warps = together * w.slices;
+  int sub = 0, slice = warp;
+  while (slice >= w.slices) slice -= w.slices, ++sub;
+  const int first_unit = slice * w.units_per_slice;
+  const int end_unit = min(w.units, first_unit + w.units_per_slice);
 
-// Multiplies the items [begin, end). Work:
-//   int matrix(item), int tile(item, sub)        what to multiply; tiles beyond the last are
-//   skipped int input_row(item, n)                       row of x of column n, < 0: none int
-//   columns(item)                            how many columns there are void begin() waits until x
-//   can be read void finish(item, tile, i, n, low, high)     takes the sums of rows i and i + 8 of
-//   a tile
-template <typename Unit, int groups, typename Work>
-__device__ void stream_products(const PackedMatrices& w, const Activations& x, Work& work,
-                                int begin, int end, uint8_t* shared) {
-  const int warps = int(blockDim.x) / kWarp, warp = int(threadIdx.x) / kWarp;
-  const int lane = int(threadIdx.x) % kWarp;
-  const int together = warps / w.slices, sub = warp / w.slices;
-  float* partials = reinterpret_cast<float*>(shared);
-  uint8_t* ring = shared + size_t(2 * warps * kPartialFloats) * sizeof(float);
-  UnitRing<Unit, Work> units(w, work, ring + warp * Unit::kStages * Unit::kBytes, begin, end, sub,
-                             warp % w.slices);
-  units.fill();
+  uint8_t* ring = shared + 2 * kRound * warps * kFloats * int(sizeof(float)) +
+                  warp * Shape::kStages * Unit::kBytes;
+  Cursor next = first;
+  int unfetched = items, unit_to_fetch = first_unit, stage = 0;
+  const uint8_t* data = nullptr;
+  const auto locate = [&] {
+    const int tile = work.tile(next) + sub;
+    data = w.data + size_t(unsigned(work.matrix(next) * w.tiles + tile)) * w.tile_bytes +
+           unit_to_fetch * Unit::kBytes;
+    if (tile >= w.tiles) data = nullptr;
+  };
+  const auto fetch = [&] {
+    if (unfetched > 0) {
+      if (data != nullptr) Unit::fetch(ring + stage, data, lane);
+      data += data == nullptr ? 0 : Unit::kBytes;
+      if (++unit_to_fetch == end_unit) {
+        unit_to_fetch = first_unit;
+        if (--unfetched > 0) next = work.next(next, 1), locate();
+      }
+    }
+    commit_copies();
+    stage = stage + Unit::kBytes == Shape::kStages * Unit::kBytes ? 0 : stage + Unit::kBytes;
+  };
+  if (items > 0) locate();
+#pragma unroll 1
+  for (int s = 0; s < Shape::kStages; ++s) fetch();
+
+  // What a thread adds up after a round: rows i and i + 8 of tile `part` of the round's item `of`
+  // for one column. The factors of its first are fetched long before.
+  struct Place {
+    int i, column, part, of;
+  };
+  const int together_log2 = 31 - __clz(together);
+  const auto place_of = [&](int e) -> Place {
+    const int tile = int(unsigned(e) / kResults);
+    return {e & 7, int(unsigned(e) / 8 % kColumns), tile & (together - 1), tile >> together_log2};
+  };
+  const auto factors_of = [&](Place place, Cursor at, int count) -> float2 {
+    if (place.of >= count) return {};
+    at = work.next(at, place.of);
+    const int tile = work.tile(at) + place.part;
+    if (tile >= w.tiles) return {};
+    const float* factors =
+        w.factors + size_t(unsigned(work.matrix(at) * w.tiles + tile)) * kTileRows + place.i;
+    return {factors[0], factors[8]};
+  };
+  float2 factors = factors_of(place_of(thread), first, min(kRound, items));
   work.begin();
 
-  uint32_t kept[Unit::kChunks][8];  // inputs of the only group, while the unit stays the same
-  int kept_row = -2;
+  uint32_t inputs[Unit::kChunks][8];
+  int inputs_row = -2;
+  float* partials = reinterpret_cast<float*>(shared);
   int buffer = 0;
-  for (int item = begin; item < end; ++item) {
-    float sums[groups][4] = {};
-    const int first_row = work.input_row(item, lane / 4);
-    for (int unit = units.first_unit(); unit < units.end_unit(); ++unit) {
-      const int column = unit * Unit::kInputs + lane % 4 * kBlockInputs;
-      if (groups == 1 && (kept_row != first_row || w.units_per_slice > 1)) {
+  for (Cursor at = first; items > 0; items -= kRound) {
+    float* sums = partials + buffer * kRound * warps * kFloats;
+    Cursor here = at;
+    for (int r = 0; r < min(kRound, items); ++r, here = work.next(here, 1)) {
+      const int row = int(threadIdx.x % kWarp / 4) < min(kColumns, work.columns(here))
+                          ? work.input_row(here, int(threadIdx.x % kWarp / 4))
+                          : -1;
+      float sum[4] = {};
+      for (int unit = first_unit; unit < end_unit; ++unit) {
+        if (row != inputs_row || w.units_per_slice > 1) {
 #pragma unroll
-        for (int c = 0; c < Unit::kChunks; ++c) {
-          load_inputs(x, first_row, column + c * kChunkInputs, kept[c]);
-        }
-        kept_row = first_row;
-      }
-      const auto registers = units.take();
-#pragma unroll
-      for (int c = 0; c < Unit::kChunks; ++c) {
-        uint32_t a[4][Unit::kProducts][4];
-        fragments_of<Unit>(registers, c, a);
-        if (groups == 1) {
-          multiply_chunk<Unit>(sums[0], a, kept[c]);
-        } else {
-#pragma unroll
-          for (int n = 0; n < groups; ++n) {
-            uint32_t b[8];
-            load_inputs(x, work.input_row(item, n * kRowGroup + lane / 4),
-                        column + c * kChunkInputs, b);
-            multiply_chunk<Unit>(sums[n], a, b);
+          for (int c = 0; c < Unit::kChunks; ++c) {
+            load_inputs(x, row, unit * Unit::kInputs + c * kChunkInputs + lane % 4 * kBlockInputs,
+                        inputs[c]);
           }
+          inputs_row = row;
         }
-      }
-    }
-    const int columns = work.columns(item);
+        wait_for_copies<Shape::kStages - 1>();
+        const auto registers = Unit::read(ring + stage, lane);
+        fetch();
 #pragma unroll
-    for (int n = 0; n < groups; ++n) {
-      if (n * kRowGroup >= columns) break;
-      float* to = partials + (buffer * warps + warp) * kPartialFloats;
-      *reinterpret_cast<float4*>(to + lane * 4) =
-          make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
-      __syncthreads();
-      const int here = min(kRowGroup, columns - n * kRowGroup);
-      for (int e = int(threadIdx.x); e < together * 8 * here; e += int(blockDim.x)) {
-        const int i = e % 8, column = e / 8 % here, part = e / (8 * here);
-        const int tile = work.tile(item, part);
-        if (tile >= w.tiles) continue;
-        // Where C fragments keep (i, column) and (i + 8, column).
-        const float* from = partials + (buffer * warps + part * w.slices) * kPartialFloats +
-                            (i * 4 + column / 2) * 4 + column % 2;
-        float low = 0, high = 0;
-        for (int s = 0; s < w.slices; ++s) {
-          low += from[s * kPartialFloats];
-          high += from[s * kPartialFloats + 2];
-        }
-        work.finish(item, tile, i, n * kRowGroup + column, low, high);
+        for (int c = 0; c < Unit::kChunks; ++c) multiply_chunk<Unit>(sum, registers, c, inputs[c]);
       }
-      buffer ^= 1;
+      float* to = sums + (r * warps + warp) * kFloats;
+      if (!Shape::kOneRow) {
+        *reinterpret_cast<float4*>(to + lane * 4) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+      } else if (lane % 4 == 0) {
+        to[lane / 4] = sum[0], to[lane / 4 + 8] = sum[2];
+      }
     }
+    __syncthreads();
+    const int count = min(kRound, items);
+    for (int e = thread; e < count * together * kResults; e += warps * kWarp) {
+      const Place place = place_of(e);
+      const Cursor mine = work.next(at, place.of);
+      const int tile = work.tile(mine) + place.part;
+      if (tile >= w.tiles || place.column >= work.columns(mine)) continue;
+      // Where the fragments' lanes left (i, column) and (i + 8, column).
+      const float* from =
+          sums + (place.of * warps + place.part * w.slices) * kFloats +
+          (Shape::kOneRow ? place.i : (place.i * 4 + (place.column >> 1)) * 4 + (place.column & 1));
+      constexpr int kHigh = Shape::kOneRow ? 8 : 2;
+      float low = 0, high = 0;
+#pragma unroll
+      for (int s = 0; s < kMaxSlices; ++s) {
+        if (s < w.slices) low += from[s * kFloats], high += from[s * kFloats + kHigh];
+      }
+      const float2 f = e == thread ? factors : factors_of(place, at, count);
+      work.finish(mine, tile, place.i, place.column, low * f.x, high * f.y);
+    }
+    at = here;
+    factors = factors_of(place_of(thread), at, min(kRound, items - kRound));
+    buffer ^= 1;
   }
 }
 
