@@ -162,18 +162,15 @@ TEST_F(ChatTemplateTest, KeepsTheOrderOfKeys) {
             "[{\"z\": 1, \"a\": {\"y\": 1.0, \"b\": null}, \"m\": \"é\u2028<\"}]");
 }
 
+// Lists in lists. Built by moves, never copied: nlohmann's copy recurses, a frame a level.
+Json nested(int depth) {
+  Json value = 1;
+  for (int i = 0; i < depth; ++i) value = Json::array({std::move(value)});
+  return value;
+}
+
 TEST_F(ChatTemplateTest, RefusesDeepMessages) {
   const auto chat_template = ChatTemplate::load(folder_, "test", "{{ messages }}");
-  // Moved, never copied: nlohmann's copy recurses, a frame a level.
-  const auto nested = [](int depth) {
-    Json value = 1;
-    for (int i = 0; i < depth; ++i) {
-      Json outer = Json::array();
-      outer.push_back(std::move(value));
-      value = std::move(outer);
-    }
-    return value;
-  };
   EXPECT_EQ(refusal(*chat_template, {.messages = nested(89)}).status, 200);
   EXPECT_EQ(refusal(*chat_template, {.messages = nested(100000)}).param, "messages");
   EXPECT_EQ(refusal(*chat_template, {.tools = nested(100000)}).param, "tools");
