@@ -3,14 +3,6 @@
 namespace nibble {
 namespace {
 
-double bytes_of(const Weight& w) {
-  double bytes = 0;
-  for (const WeightPart& part : w.parts) {
-    bytes += double(storage_bytes(part.format, part.rows, w.cols));
-  }
-  return bytes;
-}
-
 double flops_of(const Weight& w) {
   return 2.0 * double(w.total_rows()) * double(w.cols);
 }
@@ -21,7 +13,7 @@ GlmCost cost_of(const GlmConfig& config, const GlmWeights& weights) {
   GlmCost cost;
   const auto add = [&](const Weight& w) {
     if (w.empty()) return;
-    cost.shared_bytes += bytes_of(w);
+    cost.shared_bytes += double(storage_bytes(w));
     if (w.use != Use::kVector) cost.flops_per_token += flops_of(w);
   };
   for (const GlmLayer& l : weights.layers) {
@@ -32,11 +24,11 @@ GlmCost cost_of(const GlmConfig& config, const GlmWeights& weights) {
     }
     if (l.experts_down.empty()) continue;
     for (const Weight* w : {&l.experts_gate_up, &l.experts_down}) {
-      cost.expert_bytes += bytes_of(*w) / double(w->count);
+      cost.expert_bytes += double(storage_bytes(*w)) / double(w->count);
       cost.flops_per_token += flops_of(*w) / double(w->count) * config.top_k;
     }
   }
-  cost.shared_bytes += bytes_of(weights.lm_head);
+  cost.shared_bytes += double(storage_bytes(weights.lm_head));
   cost.bytes_per_token = cost.shared_bytes + config.top_k * cost.expert_bytes;
   cost.head_flops = flops_of(weights.lm_head);
   const MlaShape mla = config.mla();
