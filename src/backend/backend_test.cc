@@ -79,7 +79,8 @@ std::vector<float> run_linear(Backend& backend, const Weight& host, const std::v
 
 TEST_P(BackendTest, Linear) {
   for (const LinearCase& c : linear_cases()) {
-    const Weight w = random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random_);
+    const Weight w =
+        random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random_, c.input_scales);
     const auto x = random_floats(c.rows * c.inputs, random_);
     const auto old = random_floats(c.rows * c.outputs, random_);
     const auto want = run_linear(reference_, w, x, old, c.rows, c.accumulate);
@@ -97,7 +98,7 @@ TEST_P(BackendTest, Linear) {
 
 TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
   for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{704, 256}, {63, 272}}) {
-    for (const Format format : {Format::kBF16, Format::kNvfp4}) {
+    for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kFp8, Format::kInt4}) {
       const Weight w = random_weight("w", Use::kLinear, format, 1, outputs, inputs, random_);
       const int64_t rows = 45;
       const auto x = random_floats(rows * inputs, random_);
@@ -230,7 +231,8 @@ TEST_P(BackendTest, AddRmsNorm) {
 }
 
 TEST_P(BackendTest, EmbedAndGatherCopyRows) {
-  for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kF32}) {
+  for (const Format format :
+       {Format::kBF16, Format::kNvfp4, Format::kF32, Format::kFp8, Format::kInt4}) {
     const Weight host = random_weight("e", Use::kTable, format, 1, 50, 64, random_);
     const Batch batch{
         .tokens = {3, 49, 0, 3}, .segments = {{0, 4, 0, 0}}, .pages = {0}, .logit_rows = {1, 3}};
@@ -373,9 +375,9 @@ std::vector<double> experts_bound(const ExpertsCase& c, const Weight& gate_up, c
 TEST_P(BackendTest, Experts) {
   for (const ExpertsCase& c : experts_cases()) {
     const Weight gate_up = random_weight("gate_up", Use::kExperts, c.format, c.num_experts,
-                                         2 * c.width, c.hidden, random_);
-    const Weight down =
-        random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden, c.width, random_);
+                                         2 * c.width, c.hidden, random_, c.input_scales);
+    const Weight down = random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden,
+                                      c.width, random_, c.input_scales);
     const ExpertsInput input = random_experts_input(c, random_);
     const auto want = run_experts(reference_, c, gate_up, down, input, 0, c.rows);
     const auto got = run_experts(*backend_, c, gate_up, down, input, 0, c.rows);

@@ -3,14 +3,6 @@
 namespace nibble {
 namespace {
 
-double bytes_of(const Weight& w) {
-  double bytes = 0;
-  for (const WeightPart& part : w.parts) {
-    bytes += double(storage_bytes(part.format, part.rows, w.cols));
-  }
-  return bytes;
-}
-
 double flops_of(const Weight& w) {
   return 2.0 * double(w.total_rows()) * double(w.cols);
 }
@@ -21,7 +13,7 @@ GlmCost cost_of(const GlmConfig& config, const GlmWeights& weights) {
   GlmCost cost;
   const auto add = [&](const Weight& w, double share = 1.0) {
     if (w.empty()) return;
-    cost.bytes_per_token += share * bytes_of(w);
+    cost.bytes_per_token += share * double(storage_bytes(w));
     if (w.use != Use::kVector) cost.flops_per_token += share * flops_of(w);
   };
   for (const GlmLayer& l : weights.layers) {
@@ -34,7 +26,7 @@ GlmCost cost_of(const GlmConfig& config, const GlmWeights& weights) {
     add(l.experts_gate_up, chosen);
     add(l.experts_down, chosen);
   }
-  cost.bytes_per_token += bytes_of(weights.lm_head);
+  cost.bytes_per_token += double(storage_bytes(weights.lm_head));
   cost.head_flops = flops_of(weights.lm_head);
   const MlaShape mla = config.mla();
   cost.flops_per_cached_token =

@@ -237,9 +237,7 @@ void GlmWeights::for_each(const std::function<void(Weight&)>& visit) {
 
 int64_t GlmWeights::size_bytes() {
   int64_t bytes = 0;
-  for_each([&](Weight& w) {
-    for (const WeightPart& part : w.parts) bytes += storage_bytes(part.format, part.rows, w.cols);
-  });
+  for_each([&](Weight& w) { bytes += storage_bytes(w); });
   return bytes;
 }
 
@@ -248,9 +246,7 @@ void GlmWeights::upload(Backend& backend, const std::function<void(double)>& pro
   double done = 0;
   for_each([&](Weight& w) {
     w = backend.upload(w);
-    for (const WeightPart& part : w.parts) {
-      done += double(storage_bytes(part.format, part.rows, w.cols));
-    }
+    done += double(storage_bytes(w));
     if (progress) progress(done / total);
   });
 }
