@@ -2,6 +2,8 @@
 // result does not depend on the other rows, bit for bit.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 
@@ -131,6 +133,73 @@ TEST_P(BackendTest, LinearWritesIntoColumnsOfAWiderTensor) {
     } else {
       EXPECT_EQ(got[i], 9.0f) << i;
     }
+  }
+}
+
+// The elements that matter are exact, all others within an INT8 step.
+void expect_head(Backend& backend, const Weight& host, const std::vector<float>& x, int64_t rows,
+                 bool all_exact) {
+  ReferenceBackend reference;
+  const std::vector<float> zero(size_t(rows * host.rows), 0.0f);
+  const auto want = run_linear(reference, host, x, zero, rows, false);
+  const auto got = run_linear(backend, host, x, zero, rows, false);
+  const auto w = decoded(host);
+  auto bound = product_magnitudes(x, w, rows, host.rows, host.cols);
+  for (double& b : bound) {
+    b = b * product_error(host.cols, backend.product_input_dtype()) + 1e-30;
+  }
+  auto loose = bound;
+  for (int64_t t = 0; t < rows; ++t) {
+    double sum = 0;
+    for (int64_t k = 0; k < host.cols; ++k) sum += std::fabs(double(x[size_t(t * host.cols + k)]));
+    for (int64_t n = 0; n < host.rows; ++n) {
+      float most = 0;
+      for (int64_t k = 0; k < host.cols; ++k) {
+        most = std::max(most, std::fabs(w[size_t(n * host.cols + k)]));
+      }
+      loose[size_t(t * host.rows + n)] += kHeadStep * sum * double(most);
+    }
+    const auto best =
+        std::max_element(want.begin() + t * host.rows, want.begin() + (t + 1) * host.rows) -
+        want.begin();
+    EXPECT_NEAR(got[size_t(best)], want[size_t(best)], bound[size_t(best)]);
+    for (int64_t i = t * host.rows; i < (t + 1) * host.rows; ++i) {
+      EXPECT_LE(got[size_t(i)], got[size_t(best)] + 2 * bound[size_t(best)]) << "row " << t;
+    }
+  }
+  expect_close(got, want, all_exact ? bound : loose,
+               "head of " + std::to_string(host.rows) + "x" + std::to_string(host.cols));
+}
+
+TEST_P(BackendTest, HeadIsExactWhereItMatters) {
+  for (const Format format : {Format::kBF16, Format::kNvfp4}) {
+    for (const auto& [rows, outputs, inputs] :
+         {std::array<int64_t, 3>{0, 48, 64}, {1, 6144, 256}, {3, 1000, 208}, {21, 77, 2048}}) {
+      const Weight w = random_weight("w", Use::kHead, format, 1, outputs, inputs, random_);
+      expect_head(*backend_, w, random_floats(rows * inputs, random_), rows, false);
+    }
+  }
+}
+
+TEST_P(BackendTest, HeadWithManyEqualRowsIsExact) {
+  const auto row = random_floats(96, random_);
+  std::vector<float> values;
+  for (int n = 0; n < 700; ++n) values.insert(values.end(), row.begin(), row.end());
+  Weight w = float_weight("w", values);
+  w.use = Use::kHead;
+  w.rows = w.parts[0].rows = 700;
+  w.cols = 96;
+  expect_head(*backend_, w, random_floats(2 * 96, random_), 2, true);
+}
+
+TEST_P(BackendTest, HeadRowsDoNotDependOnEachOther) {
+  const Weight w = random_weight("w", Use::kHead, Format::kBF16, 1, 500, 272, random_);
+  const auto x = random_floats(9 * 272, random_);
+  const auto all = run_linear(*backend_, w, x, std::vector<float>(9 * 500), 9, false);
+  for (int64_t t = 0; t < 9; ++t) {
+    const auto alone = run_linear(*backend_, w, {x.begin() + t * 272, x.begin() + (t + 1) * 272},
+                                  std::vector<float>(500), 1, false);
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), all.begin() + t * 500)) << "row " << t;
   }
 }
 

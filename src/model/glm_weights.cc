@@ -217,7 +217,7 @@ GlmWeights GlmWeights::load(const Checkpoint& checkpoint, const GlmConfig& c) {
     weights.layers.push_back(std::move(layer));
   }
   weights.final_norm = reader.vector("model.norm.weight", c.hidden);
-  weights.lm_head = reader.linear("lm_head", c.vocab, c.hidden);
+  weights.lm_head = reader.matrix("lm_head", Use::kHead, c.hidden, {{"lm_head", c.vocab}});
   reader.report_unused(c);
   return weights;
 }
