@@ -79,6 +79,8 @@ HARMLESS = """
 --kv-cache-dtype bfloat16
 --kv-cache-dtype fp8
 --kv-cache-dtype fp8_e4m3
+--kv-cache-dtype int8
+--kv-cache-dtype nvfp4
 --max-model-len 1k
 --max-model-len auto
 --max-model-len -1
@@ -175,8 +177,9 @@ REFUSED = """
 --tool-parser-plugin x.py
 --hf-overrides {}
 --dtype float16
+--load-format gguf
+--num-hidden-layers 2
 --kv-cache-dtype fp8_e5m2
---kv-cache-dtype nvfp4
 --quantization awq
 """
 

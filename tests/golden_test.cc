@@ -42,8 +42,9 @@ TEST(Golden, ReferenceLogitsAndHiddenStatesEqualTransformers) {
     return Checkpoint::parse("goldens.safetensors", file.data(), file.size());
   }();
   GlmFlash model(pocket.config, pocket.weights, *pocket.backend, 1024, 1);
-  std::vector<KvLayer> caches(size_t(pocket.config.num_layers),
-                              {.format = KvFormat::kF32, .page_size = 16, .width = 576});
+  std::vector<KvLayer> caches(
+      size_t(pocket.config.num_layers),
+      {.format = KvFormat::kF32, .page_size = 16, .width = 576, .latent = 512});
   for (KvLayer& layer : caches) {
     layer.data = pocket.backend->allocate(size_t(kv_page_bytes(layer)) * 64);
   }

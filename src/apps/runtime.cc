@@ -4,9 +4,11 @@
 #include <cmath>
 #include <fstream>
 
+#include "apps/model_files.h"
 #include "apps/terminal.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "model/glm_dummy.h"
 
 namespace nibble {
 namespace {
@@ -24,8 +26,10 @@ int64_t available_memory_bytes() {
 KvFormat kv_format_of(const std::string& name) {
   if (name == "auto" || name == "bfloat16" || name == "bf16") return KvFormat::kBF16;
   if (name == "fp8" || name == "fp8_e4m3") return KvFormat::kFp8;
+  if (name == "int8") return KvFormat::kInt8;
+  if (name == "nvfp4") return KvFormat::kNvfp4;
   throw Error("--kv-cache-dtype " + name +
-              ": not supported; use auto, bfloat16 (bf16), fp8 or fp8_e4m3");
+              ": not supported; use auto, bfloat16 (bf16), fp8 (fp8_e4m3), int8 or nvfp4");
 }
 
 void check_dtype(const std::string& dtype) {
@@ -58,10 +62,11 @@ struct Limits {
 };
 
 Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format) {
-  const int64_t page_bytes =
-      kv_page_bytes(
-          {.format = format, .page_size = o.block_size, .width = config.mla().record_dim()}) *
-      config.num_layers;
+  const int64_t page_bytes = kv_page_bytes({.format = format,
+                                            .page_size = o.block_size,
+                                            .width = config.mla().record_dim(),
+                                            .latent = config.mla().latent_dim}) *
+                             config.num_layers;
   Limits limits{.max_model_len = config.max_positions};
   const bool automatic =
       o.max_model_len.empty() || o.max_model_len == "auto" || o.max_model_len == "-1";
@@ -118,7 +123,7 @@ int parse_token_count(const std::string& text) {
 
 Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                  std::function<void()> on_step)
-    : config(GlmConfig::load(folder)) {
+    : config(config_of(o, folder)) {
   check_dtype(o.dtype);
   check_quantization(o.quantization, config);
   if (o.max_num_batched_tokens < o.max_num_seqs) {
@@ -140,14 +145,15 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                                .eos_token_ids = config.eos_token_ids,
                                .on_step = std::move(on_step)};
   backend = create_backend({.device = o.device, .threads = o.threads});
-  load_weights(folder);
+  weights = o.load_format == "dummy" ? dummy_weights(config)
+                                     : GlmWeights::load(Checkpoint::open(folder), config);
+  upload_weights();
   model = std::make_unique<GlmFlash>(config, weights, *backend, o.max_num_batched_tokens,
                                      Engine::logit_rows(engine_options));
   engine = std::make_unique<Engine>(*model, std::move(engine_options));
 }
 
-void Runtime::load_weights(const std::filesystem::path& folder) {
-  weights = GlmWeights::load(Checkpoint::open(folder), config);
+void Runtime::upload_weights() {
   constexpr double kLongBytes = 5e8;
   const double bytes = double(weights.size_bytes());
   ProgressLine progress;

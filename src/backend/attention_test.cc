@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "backend/cases.h"
 #include "backend/create.h"
@@ -65,6 +66,14 @@ Inputs inputs_of(const AttentionCase& c, const Scene& scene, std::mt19937& rando
           .q = random_floats(scene.batch.rows() * c.heads * s.query_dim(), random)};
 }
 
+KvLayer layer_of(const AttentionCase& c) {
+  const MlaShape s = shape_of(c);
+  return {.format = c.kv_format,
+          .page_size = c.page_size,
+          .width = s.record_dim(),
+          .latent = s.latent_dim};
+}
+
 struct Result {
   std::vector<uint8_t> cache;
   std::vector<float> out;
@@ -75,7 +84,7 @@ struct Result {
 Result run(Backend& backend, const AttentionCase& c, const Scene& scene, const Inputs& in,
            const std::vector<uint8_t>* records = nullptr) {
   const MlaShape s = shape_of(c);
-  KvLayer cache{.format = c.kv_format, .page_size = c.page_size, .width = s.record_dim()};
+  KvLayer cache = layer_of(c);
   const size_t bytes = size_t(kv_page_bytes(cache) * scene.num_pages);
   cache.data = backend.allocate(bytes);
   const Weight gain = backend.upload(in.gain), kv_b = backend.upload(in.kv_b);
@@ -95,9 +104,37 @@ Result run(Backend& backend, const AttentionCase& c, const Scene& scene, const I
   return result;
 }
 
-// Relative size of one rounding step of a cache format.
-double format_step(KvFormat format) {
-  return format == KvFormat::kF32 ? 1e-6 : format == KvFormat::kBF16 ? 0x1p-7 : 0x1p-3;
+// One rounding step of value `k` of a record. Formats with a scale: a step of the largest value
+// that shares it (E2M1's widest is a third of that).
+double rounding_step(const KvLayer& layer, const std::vector<float>& record, int k) {
+  const auto largest = [&](int first, int last) {
+    double value = 0;
+    for (int i = first; i < last; ++i)
+      value = std::max(value, double(std::fabs(record[size_t(i)])));
+    return value;
+  };
+  const bool in_latent = k < layer.latent;
+  const double value = std::fabs(record[size_t(k)]);
+  switch (layer.format) {
+    case KvFormat::kF32:
+      return value * 1e-6 + 0x1p-9;
+    case KvFormat::kBF16:
+      return value * 0x1p-7 + 0x1p-9;
+    case KvFormat::kFp8:
+      return value * 0x1p-3 + 0x1p-9;
+    case KvFormat::kNvfp4:
+      if (in_latent) return largest(k / 16 * 16, k / 16 * 16 + 16) / 3 + 0x1p-9;
+      [[fallthrough]];
+    case KvFormat::kInt8:
+      return largest(in_latent ? 0 : layer.latent, in_latent ? layer.latent : layer.width) / 120;
+  }
+  return 0;
+}
+
+KvLayer layer_at(const AttentionCase& c, const std::vector<uint8_t>& memory) {
+  KvLayer layer = layer_of(c);
+  layer.data = const_cast<uint8_t*>(memory.data());  // read only
+  return layer;
 }
 
 class AttentionTest : public testing::TestWithParam<const char*> {
@@ -113,18 +150,21 @@ TEST_P(AttentionTest, StoreWritesTheSameRecords) {
     const Scene scene = scene_of(c, random_);
     const Inputs in = inputs_of(c, scene, random_);
     const auto want = run(reference_, c, scene, in).cache, got = run(*backend_, c, scene, in).cache;
-    const int width = shape_of(c).record_dim();
-    const int64_t record = kv_record_bytes(c.kv_format, width);
-    std::vector<float> a(static_cast<size_t>(width)), b(a);
+    const KvLayer a_layer = layer_at(c, want), b_layer = layer_at(c, got);
+    std::vector<float> a(size_t(a_layer.width)), b(a);
     int64_t differing = 0, values = 0;
-    for (size_t i = 0; i < want.size(); i += size_t(record)) {
-      decode_record(c.kv_format, want.data() + i, width, a.data());
-      decode_record(c.kv_format, got.data() + i, width, b.data());
-      for (int k = 0; k < width; ++k, ++values) {
+    for (int64_t i = 0; i < scene.num_pages * c.page_size; ++i) {
+      const KvRecord at = kv_record(a_layer, i / c.page_size, i % c.page_size);
+      const KvRecord bt = kv_record(b_layer, i / c.page_size, i % c.page_size);
+      decode_record(a_layer, at, a.data());
+      decode_record(b_layer, bt, b.data());
+      const bool same_scales =
+          std::memcmp(at.scales, bt.scales, size_t(kv_scale_bytes(a_layer))) == 0;
+      for (int k = 0; k < a_layer.width; ++k, ++values) {
         // A value at a rounding border may fall to either side; more than one step is an error.
-        differing += a[size_t(k)] != b[size_t(k)];
-        const double step = format_step(c.kv_format) * std::fabs(a[size_t(k)]) + 0x1p-9;
-        ASSERT_NEAR(a[size_t(k)], b[size_t(k)], step) << "record at " << i << ", value " << k;
+        differing += same_scales && a[size_t(k)] != b[size_t(k)];
+        ASSERT_NEAR(a[size_t(k)], b[size_t(k)], rounding_step(a_layer, a, k))
+            << "record " << i << ", value " << k;
       }
     }
     if (c.kv_format != KvFormat::kF32) {
@@ -142,6 +182,7 @@ std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, 
   std::vector<float> w(size_t(in.kv_b.total_rows() * in.kv_b.cols));
   for (int64_t r = 0; r < in.kv_b.total_rows(); ++r) decode_row(in.kv_b, r, w.data() + r * 512);
   std::vector<double> bound;
+  const KvLayer layer = layer_at(c, cache);
   const double e =
       2 * product_error(s.nope_dim, input_dtype) + 2 * product_error(s.record_dim(), input_dtype);
   for (const Segment& segment : scene.batch.segments) {
@@ -150,10 +191,7 @@ std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, 
     std::vector<float> record(size_t(s.record_dim()));
     for (int t = 0; t < length; ++t) {
       const int64_t page = scene.batch.pages[size_t(segment.first_page + t / c.page_size)];
-      decode_record(c.kv_format,
-                    cache.data() + (page * c.page_size + t % c.page_size) *
-                                       kv_record_bytes(c.kv_format, s.record_dim()),
-                    s.record_dim(), record.data());
+      decode_record(layer, kv_record(layer, page, t % c.page_size), record.data());
       for (size_t k = 0; k < top.size(); ++k)
         top[k] = std::max(top[k], double(std::fabs(record[k])));
     }
@@ -215,7 +253,7 @@ TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
   const MlaShape s = shape_of(c);
   const auto whole = run(*backend_, c, scene, in).out;
 
-  KvLayer cache{.format = c.kv_format, .page_size = 16, .width = s.record_dim()};
+  KvLayer cache = layer_of(c);
   cache.data = backend_->allocate(size_t(kv_page_bytes(cache) * scene.num_pages));
   const Weight gain = backend_->upload(in.gain), kv_b = backend_->upload(in.kv_b);
   const int q_dim = s.heads * s.query_dim(), out_dim = s.heads * s.value_dim;
@@ -247,7 +285,7 @@ TEST_P(AttentionTest, LongContextsAreTheSameAloneAndInAChunk) {
   const Inputs in = inputs_of(c, scene, random_);
   const MlaShape s = shape_of(c);
   const int q_dim = c.heads * s.query_dim(), out_dim = c.heads * s.value_dim;
-  KvLayer cache{.format = c.kv_format, .page_size = 16, .width = s.record_dim()};
+  KvLayer cache = layer_of(c);
   cache.data = backend_->allocate(size_t(kv_page_bytes(cache) * scene.num_pages));
   const Weight gain = backend_->upload(in.gain), kv_b = backend_->upload(in.kv_b);
   DeviceMatrix kv(*backend_, 1100, s.record_dim(), in.kv), q(*backend_, 1100, q_dim, in.q);

@@ -74,7 +74,10 @@ void attention(State& state, Backend& backend, const AttentionCase& c) {
     for (int i = 0; i < rows; ++i) pairs += context + i + 1;
     positions += context + rows;
   }
-  KvLayer cache{.format = c.kv_format, .page_size = c.page_size, .width = s.record_dim()};
+  KvLayer cache{.format = c.kv_format,
+                .page_size = c.page_size,
+                .width = s.record_dim(),
+                .latent = s.latent_dim};
   cache.data = backend.allocate(size_t(kv_page_bytes(cache)) * batch.pages.size());
   const Weight kv_b = backend.upload(
       random_weight("kv_b", Use::kLatentUp, Format::kBF16, c.heads, 448, 512, random));
@@ -85,7 +88,7 @@ void attention(State& state, Backend& backend, const AttentionCase& c) {
   for (auto _ : state) backend.mla_attention(q.tensor(), kv_b, s, batch, cache, out.tensor());
   backend.free(cache.data);
   count(state,
-        positions * double(kv_record_bytes(c.kv_format, cache.width)) +
+        positions * double(kv_record_bytes(cache)) +
             double(storage_bytes(Format::kBF16, kv_b.total_rows(), kv_b.cols)),
         c.heads *
             (pairs * 2 * (s.record_dim() + s.latent_dim) + double(batch.rows()) * 2 * 448 * 512));
@@ -100,6 +103,22 @@ void sample(State& state, Backend& backend, int64_t rows, int64_t vocab, const S
     backend.sample(logits.tensor(), batch, {tokens.tensor(), logprobs.tensor(), Tensor()});
   }
   count(state, double(rows * vocab) * sizeof(float), 0);
+}
+
+std::string kv_format_name(KvFormat format) {
+  switch (format) {
+    case KvFormat::kF32:
+      return "kv-f32";
+    case KvFormat::kBF16:
+      return "kv-bf16";
+    case KvFormat::kFp8:
+      return "kv-fp8";
+    case KvFormat::kInt8:
+      return "kv-int8";
+    case KvFormat::kNvfp4:
+      return "kv-nvfp4";
+  }
+  return "";
 }
 
 std::string dims(std::initializer_list<int64_t> values) {
@@ -131,7 +150,7 @@ void add_all(Backend& backend) {
     for (const auto& [context, rows] : c.segments) {
       name += "/" + std::to_string(context) + "+" + std::to_string(rows);
     }
-    add(name + "/kv" + std::to_string(kv_record_bytes(c.kv_format, 1)),
+    add(name + "/" + kv_format_name(c.kv_format),
         [&backend, c](State& state) { attention(state, backend, c); });
   }
   for (const int64_t vocab : {6144, 154880}) {

@@ -43,7 +43,8 @@ std::vector<ExpertsCase> experts_cases() {
 
 std::vector<AttentionCase> attention_cases() {
   std::vector<AttentionCase> cases;
-  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFp8}) {
+  for (const KvFormat format :
+       {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFp8, KvFormat::kInt8, KvFormat::kNvfp4}) {
     cases.push_back({4, format, 16, {{0, 1}}});
     cases.push_back({4, format, 16, {{0, 37}}});
     cases.push_back({4, format, 16, {{63, 1}, {64, 1}, {200, 1}}});

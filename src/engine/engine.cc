@@ -89,7 +89,8 @@ Engine::State::State(GlmFlash& model, EngineOptions o)
   const GlmConfig& config = model.config();
   KvLayer layer{.format = options.kv_format,
                 .page_size = options.page_size,
-                .width = config.mla().record_dim()};
+                .width = config.mla().record_dim(),
+                .latent = config.mla().latent_dim};
   for (int l = 0; l < config.num_layers; ++l) {
     layer.data = model.backend().allocate(size_t(options.num_pages * kv_page_bytes(layer)));
     caches_.push_back(layer);

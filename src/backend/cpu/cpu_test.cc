@@ -45,10 +45,11 @@ TEST(Records, EncodeLikeTheScalarTruth) {
   while (values.size() % 16 != 5) values.push_back(float(random()) / 1e9f);
   const int width = int(values.size());
   for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFp8}) {
-    std::vector<uint8_t> want(size_t(kv_record_bytes(format, width))), got(want);
-    encode_record(format, values.data(), width, want.data());
+    const KvLayer layer{.format = format, .page_size = 1, .width = width, .latent = width};
+    std::vector<uint8_t> want(size_t(kv_record_bytes(layer))), got(want);
+    encode_record(layer, values.data(), {want.data()});
     for_each_target([&] {
-      encode_record_fast(format, values.data(), width, got.data());
+      encode_record_fast(layer, values.data(), {got.data()});
       for (size_t i = 0; i < want.size(); ++i) {
         ASSERT_EQ(got[i], want[i]) << "byte " << i << " of format " << int(format);
       }
@@ -182,8 +183,9 @@ TEST(Attention, SumsAreRightForAnyNumberOfQueries) {
   constexpr int kWidth = 48, kLatent = 32, kRecords = 150;
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
-  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFp8}) {
-    KvLayer cache{.format = format, .page_size = 7, .width = kWidth};
+  for (const KvFormat format :
+       {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFp8, KvFormat::kInt8, KvFormat::kNvfp4}) {
+    KvLayer cache{.format = format, .page_size = 7, .width = kWidth, .latent = kLatent};
     std::vector<int32_t> pages;
     for (int p = 21; p >= 0; --p) pages.push_back(p);
     std::vector<uint8_t> memory(size_t(kv_page_bytes(cache) * 22));
@@ -193,8 +195,8 @@ TEST(Attention, SumsAreRightForAnyNumberOfQueries) {
     for (int t = 0; t < kRecords; ++t) {
       float* record = records.data() + t * kWidth;
       for (int d = 0; d < kWidth; ++d) record[d] = normal(random);
-      encode_record(format, record, kWidth, at.at(t));
-      decode_record(format, at.at(t), kWidth, record);
+      encode_record(cache, record, at.at(t));
+      decode_record(cache, at.at(t), record);
     }
     for (const int count : {1, 2, 3, 4, 5, 6, 11}) {
       std::vector<float> q(size_t(count * kWidth));

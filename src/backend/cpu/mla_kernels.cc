@@ -54,28 +54,26 @@ HWY_INLINE FloatVec decode_e4m3(WordVec code) {
 }
 
 // `width` values and zeros up to the padded width.
-HWY_INLINE void decode(KvFormat format, const uint8_t* record, int width, float* out) {
+HWY_INLINE void decode(const KvLayer& layer, KvRecord record, float* out) {
   const Words words;
+  const int width = layer.width;
   int i = 0;
-  if (format == KvFormat::kBF16) {
-    const uint16_t* from = reinterpret_cast<const uint16_t*>(record);
+  if (layer.format == KvFormat::kBF16) {
+    const uint16_t* from = reinterpret_cast<const uint16_t*>(record.values);
     const hn::Rebind<uint16_t, Words> halves;
     for (; i + kLanes <= width; i += kLanes) {
       store(even_half(hn::PromoteTo(words, hn::LoadU(halves, from + i))), out + i);
     }
-  } else if (format == KvFormat::kFp8) {
+  } else if (layer.format == KvFormat::kFp8) {
     const hn::Rebind<uint8_t, Words> bytes;
     for (; i + kLanes <= width; i += kLanes) {
-      store(decode_e4m3(hn::PromoteTo(words, hn::LoadU(bytes, record + i))), out + i);
+      store(decode_e4m3(hn::PromoteTo(words, hn::LoadU(bytes, record.values + i))), out + i);
     }
-  } else {
-    const float* from = reinterpret_cast<const float*>(record);
+  } else if (layer.format == KvFormat::kF32) {
+    const float* from = reinterpret_cast<const float*>(record.values);
     for (; i + kLanes <= width; i += kLanes) store(load(from + i), out + i);
   }
-  if (i < width) {
-    const int64_t bytes = kv_record_bytes(format, 1);
-    decode_record(format, record + i * bytes, width - i, out + i);
-  }
+  if (i < width) decode_record(layer, record, out);
   for (int k = width; k < padded(width); ++k) out[k] = 0;
 }
 
@@ -88,24 +86,27 @@ struct DecodedRecords {
 };
 
 struct StoredBf16Records {
-  const uint8_t* const* rows;  // [kAttentionBlock]
+  const KvRecord* rows;  // [kAttentionBlock]
 
   HWY_INLINE FloatVec at(int64_t j, int64_t d) const {
     const hn::Rebind<uint16_t, Words> halves;
-    const uint16_t* row = reinterpret_cast<const uint16_t*>(rows[j]);
+    const uint16_t* row = reinterpret_cast<const uint16_t*>(rows[j].values);
     return even_half(hn::PromoteTo(Words(), hn::LoadU(halves, row + d)));
   }
 };
 
 // The addresses of the records [start, start + size), the last one repeated up to a whole block.
 HWY_INLINE void find_records(const RecordPages& pages, int64_t start, int64_t size,
-                             const uint8_t** rows) {
-  const int64_t record_bytes = kv_record_bytes(pages.cache.format, pages.cache.width);
+                             KvRecord* rows) {
+  const int64_t value_bytes = kv_value_bytes(pages.cache);
+  const int64_t scale_bytes = kv_scale_bytes(pages.cache);
   int64_t slot = start % pages.cache.page_size;
-  const uint8_t* row = pages.at(start);
-  for (int64_t j = 0; j < size; ++j, ++slot, row += record_bytes) {
+  KvRecord row = pages.at(start);
+  for (int64_t j = 0; j < size; ++j, ++slot) {
     if (slot == pages.cache.page_size) slot = 0, row = pages.at(start + j);
     rows[j] = row;
+    row.values += value_bytes;
+    row.scales += scale_bytes;
   }
   for (int64_t j = size; j < kAttentionBlock; ++j) rows[j] = rows[size - 1];
 }
@@ -249,10 +250,9 @@ HWY_INLINE void value_queries(int count, const ValueTile& tile, const Records& r
 }
 
 // Decodes the block's records from j on, kPositions of them.
-HWY_INLINE void decode_some(KvFormat format, const uint8_t* const* rows, int64_t j, int width,
-                            float* records) {
+HWY_INLINE void decode_some(const KvLayer& layer, const KvRecord* rows, int64_t j, float* records) {
   for (int64_t i = j; i < j + kPositions; ++i) {
-    decode(format, rows[i], width, records + i * padded(width));
+    decode(layer, rows[i], records + i * padded(layer.width));
   }
 }
 
@@ -278,7 +278,7 @@ HWY_INLINE ValueTile value_tile_of(int q, int64_t size, const AttentionScratch& 
 }
 
 // A block of positions [start, start + size) for the queries from `first` on: one tile of them.
-void attend_block_of_few(const AttentionQueries& queries, int first, const uint8_t* const* rows,
+void attend_block_of_few(const AttentionQueries& queries, int first, const KvRecord* rows,
                          int64_t start, int64_t size, const AttentionShape& shape,
                          const AttentionScratch& scratch, const AttentionSums& out) {
   const StoredBf16Records records{rows};
@@ -293,17 +293,16 @@ void attend_block_of_few(const AttentionQueries& queries, int first, const uint8
 }
 
 // The same for any number of queries.
-void attend_block(const AttentionQueries& queries, int first, KvFormat format,
-                  const uint8_t* const* rows, int64_t start, int64_t size,
-                  const AttentionShape& shape, const AttentionScratch& scratch,
-                  const AttentionSums& out) {
+void attend_block(const AttentionQueries& queries, int first, const KvLayer& layer,
+                  const KvRecord* rows, int64_t start, int64_t size, const AttentionShape& shape,
+                  const AttentionScratch& scratch, const AttentionSums& out) {
   const int64_t stride = padded(shape.record_dim), columns = padded(shape.latent_dim);
   const DecodedRecords records{scratch.records, stride};
   const int count = queries.count - first;
   const int tiles = (count + kMaxQueries - 1) / kMaxQueries;
   const auto tile_start = [&](int t) { return first + count * t / tiles; };
   for (int64_t j = 0; j < size; j += kPositions) {
-    decode_some(format, rows, j, shape.record_dim, scratch.records);
+    decode_some(layer, rows, j, scratch.records);
     for (int t = 0; t < tiles; ++t) {
       const int q = tile_start(t);
       score_queries(tile_start(t + 1) - q, queries.rows + q, records, j, stride,
@@ -333,7 +332,7 @@ void attend(const AttentionQueries& queries, const RecordPages& pages, int64_t f
   const bool few = format == KvFormat::kBF16 && queries.count <= kMaxQueries &&
                    padded(shape.record_dim) == shape.record_dim &&
                    padded(shape.latent_dim) == shape.latent_dim;
-  const uint8_t* rows[kAttentionBlock];
+  KvRecord rows[kAttentionBlock];
   int q = 0;
   for (int64_t start = first; start < last; start += kAttentionBlock) {
     while (q < queries.count && queries.positions[q] < start) ++q;
@@ -342,7 +341,7 @@ void attend(const AttentionQueries& queries, const RecordPages& pages, int64_t f
     if (few) {
       attend_block_of_few(queries, q, rows, start, size, shape, scratch, out);
     } else {
-      attend_block(queries, q, format, rows, start, size, shape, scratch, out);
+      attend_block(queries, q, pages.cache, rows, start, size, shape, scratch, out);
     }
   }
 }
@@ -404,24 +403,25 @@ HWY_INLINE WordVec encode_e4m3(FloatVec x) {
   return hn::Or(sign, hn::IfThenElse(is_nan, hn::Set(words, 0x7fu), code));
 }
 
-void encode(KvFormat format, const float* values, int width, void* record) {
+void encode(const KvLayer& layer, const float* values, KvRecord record) {
   const Integers integers;
   int i = 0;
-  uint8_t* to = static_cast<uint8_t*>(record);
-  if (format == KvFormat::kBF16) {
+  uint8_t* const to = record.values;
+  const int width = layer.width;
+  if (layer.format == KvFormat::kBF16) {
     const hn::Rebind<uint16_t, Words> halves;
     for (; i + kLanes <= width; i += kLanes) {
       const auto bits = hn::BitCast(integers, encode_bf16(load(values + i)));
       hn::StoreU(hn::DemoteTo(halves, bits), halves, reinterpret_cast<uint16_t*>(to) + i);
     }
-  } else if (format == KvFormat::kFp8) {
+  } else if (layer.format == KvFormat::kFp8) {
     const hn::Rebind<uint8_t, Words> bytes;
     for (; i + kLanes <= width; i += kLanes) {
       const auto code = hn::BitCast(integers, encode_e4m3(load(values + i)));
       hn::StoreU(hn::DemoteTo(bytes, code), bytes, to + i);
     }
   }
-  encode_record(format, values + i, width - i, to + i * kv_record_bytes(format, 1));
+  if (i < width) encode_record(layer, values, record);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -451,8 +451,8 @@ void finish_sums(const AttentionSums& sums, int64_t i, int latent_dim, float* ou
   HWY_DYNAMIC_DISPATCH(finish)(sums, i, latent_dim, out);
 }
 
-void encode_record_fast(KvFormat format, const float* values, int width, void* record) {
-  HWY_DYNAMIC_DISPATCH(encode)(format, values, width, record);
+void encode_record_fast(const KvLayer& layer, const float* values, KvRecord record) {
+  HWY_DYNAMIC_DISPATCH(encode)(layer, values, record);
 }
 
 }  // namespace nibble

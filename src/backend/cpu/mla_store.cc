@@ -23,7 +23,7 @@ void MlaStore::run(Tensor kv, const Weight& gain, const MlaShape& shape, const B
         const int64_t position = segment.context + t - segment.first_row;
         rms_norm_row(row, packed(gain).values.data(), shape.latent_dim, shape.norm_eps, record);
         rope.rotate(row + shape.latent_dim, position, record + shape.latent_dim);
-        encode_record_fast(cache.format, record, cache.width, pages.at(position));
+        encode_record_fast(cache, record, pages.at(position));
       }
     }
   });

@@ -8,17 +8,15 @@
 
 namespace nibble {
 
-void encode_record_fast(KvFormat format, const float* values, int width, void* record);
+void encode_record_fast(const KvLayer& layer, const float* values, KvRecord record);
 
 // Where the records of one sequence lie.
 struct RecordPages {
   const KvLayer& cache;
   const int32_t* pages;  // the sequence's page table
 
-  uint8_t* at(int64_t position) const {
-    return static_cast<uint8_t*>(cache.data) +
-           pages[position / cache.page_size] * kv_page_bytes(cache) +
-           position % cache.page_size * kv_record_bytes(cache.format, cache.width);
+  KvRecord at(int64_t position) const {
+    return kv_record(cache, pages[position / cache.page_size], position % cache.page_size);
   }
 };
 

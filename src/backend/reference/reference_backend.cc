@@ -37,10 +37,9 @@ void rotate(float* x, int n, int position, float theta) {
   }
 }
 
-void* cache_record(const KvLayer& cache, const Batch& batch, const Segment& s, int position) {
+KvRecord cache_record(const KvLayer& cache, const Batch& batch, const Segment& s, int position) {
   const int64_t page = batch.pages[size_t(s.first_page + position / cache.page_size)];
-  return static_cast<char*>(cache.data) + page * kv_page_bytes(cache) +
-         position % cache.page_size * kv_record_bytes(cache.format, cache.width);
+  return kv_record(cache, page, position % cache.page_size);
 }
 
 void rms_norm_row(const float* x, const float* gain, int64_t n, float eps, float* out) {
@@ -140,8 +139,7 @@ void ReferenceBackend::mla_store(Tensor kv, const Weight& gain, const MlaShape& 
       float* rope_key = record.data() + shape.latent_dim;
       std::memcpy(rope_key, row + shape.latent_dim, size_t(shape.rope_dim) * sizeof(float));
       rotate(rope_key, shape.rope_dim, position, shape.rope_theta);
-      encode_record(cache.format, record.data(), shape.record_dim(),
-                    cache_record(cache, batch, segment, position));
+      encode_record(cache, record.data(), cache_record(cache, batch, segment, position));
     }
   }
 }
@@ -195,7 +193,7 @@ void ReferenceBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShap
     const int length = segment.context + segment.num_rows;
     std::vector<float> records(size_t(length) * size_t(shape.record_dim()));
     for (int t = 0; t < length; ++t) {
-      decode_record(cache.format, cache_record(cache, batch, segment, t), shape.record_dim(),
+      decode_record(cache, cache_record(cache, batch, segment, t),
                     records.data() + int64_t(t) * shape.record_dim());
     }
     for (int i = 0; i < segment.num_rows; ++i) {
