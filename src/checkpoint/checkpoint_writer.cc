@@ -82,10 +82,16 @@ CheckpointWriter::CheckpointWriter(fs::path folder, std::vector<TensorPlan> tens
     throw Error(folder_.string() + ": is there already; name a new folder");
   }
   lay_out(tensors, options.file_bytes);
-  if (options.resume) {
-    reopen_files();
-  } else {
-    create_files();
+  try {
+    if (options.resume) {
+      reopen_files();
+    } else {
+      create_files();
+    }
+  } catch (...) {
+    close_files();
+    if (!kept_) fs::remove_all(partial_, ignored);
+    throw;
   }
 }
 
@@ -172,8 +178,8 @@ void CheckpointWriter::reopen_files() {
         ::pread(file.descriptor, header.data(), header.size(), 0) != ssize_t(header.size()) ||
         header != file.header) {
       throw Error(file.path.string() +
-                  ": is of a run with another model or other options; delete " +
-                  partial_.string() + " to start afresh");
+                  ": is of a run with another model or other options; delete " + partial_.string() +
+                  " to start afresh");
     }
   }
 }
@@ -203,12 +209,11 @@ void CheckpointWriter::write_file(const std::string& name, const std::string& by
   if (::rename(draft.c_str(), path.c_str()) != 0) fail(path, "cannot be written");
 }
 
-void CheckpointWriter::keep() {
+void CheckpointWriter::sync() {
   for (const File& file : files_) {
     if (::fdatasync(file.descriptor) != 0) fail(file.path, "cannot be written");
   }
   sync_folder(partial_);
-  kept_ = true;
 }
 
 std::string CheckpointWriter::index() const {
@@ -224,7 +229,7 @@ std::string CheckpointWriter::index() const {
 
 void CheckpointWriter::finish() {
   write_file("model.safetensors.index.json", index());
-  keep();
+  sync();
   close_files();
   if (::rename(partial_.c_str(), folder_.c_str()) != 0) {
     fail(folder_, "cannot be given its name");

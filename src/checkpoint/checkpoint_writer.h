@@ -43,9 +43,10 @@ class CheckpointWriter {
   void write(const std::string& name, const void* data, int64_t size_bytes);
   // A small file of the folder, whole or not at all.
   void write_file(const std::string& name, const std::string& bytes);
-  // All that was written is on the disk when it returns; from now on a failure keeps the partial
-  // folder, so that a later run can resume.
-  void keep();
+  // All that was written is on the disk when it returns.
+  void sync();
+  // From now on a failure leaves the partial folder, so that a later run can resume.
+  void keep() { kept_ = true; }
   // Writes the index and gives the folder its name.
   void finish();
 

@@ -98,9 +98,9 @@ ordered_json modelopt_groups(const Recipe& recipe) {
 
 ordered_json compressed_tensors_config(const Recipe& recipe, const GlmConfig& config) {
   const auto scheme = [](ordered_json dynamic) {
-    return ordered_json{{"num_bits", 4},        {"type", "float"},
-                        {"symmetric", true},    {"strategy", "tensor_group"},
-                        {"group_size", 16},     {"dynamic", std::move(dynamic)},
+    return ordered_json{{"num_bits", 4},       {"type", "float"},
+                        {"symmetric", true},   {"strategy", "tensor_group"},
+                        {"group_size", 16},    {"dynamic", std::move(dynamic)},
                         {"observer", "minmax"}};
   };
   ordered_json group;
@@ -168,8 +168,8 @@ void write_encoded(const Recipe& recipe, const PlannedGroup& planned, const Enco
   int64_t row = 0;
   for (const Linear& linear : group.linears) {
     const std::string& x = linear.name;
-    writer.write(x + (nvfp4 ? names.nvfp4_codes : ".weight"), encoded.codes.data() + row * code_bytes,
-                 linear.rows * code_bytes);
+    writer.write(x + (nvfp4 ? names.nvfp4_codes : ".weight"),
+                 encoded.codes.data() + row * code_bytes, linear.rows * code_bytes);
     if (nvfp4) {
       writer.write(x + ".weight_scale", encoded.scales.data() + row * scale_bytes,
                    linear.rows * scale_bytes);

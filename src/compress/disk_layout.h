@@ -1,8 +1,9 @@
 // How quantized linears stand in a checkpoint: ModelOpt's layout, or compressed-tensors'.
 //
 //   ModelOpt   X.weight U8 [N, K/2], X.weight_scale E4M3 [N, K/16], X.weight_scale_2 F32 scalar;
-//              X.input_scale F32 (largest input / 2688), X.pre_quant_scale BF16 [K] where there are;
-//              FP8: X.weight E4M3 [N, K], X.weight_scale F32, X.input_scale (largest input / 448)
+//              X.input_scale F32 (largest input / 2688), X.pre_quant_scale BF16 [K] where there
+//              are; FP8: X.weight E4M3 [N, K], X.weight_scale F32, X.input_scale (largest input /
+//              448)
 //   compressed-tensors   X.weight_packed, X.weight_scale as above, X.weight_global_scale and
 //              X.input_global_scale F32 [1]: the reciprocals of the tensor scales
 #pragma once

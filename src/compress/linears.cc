@@ -38,11 +38,11 @@ void add_experts(std::vector<LinearGroup>& groups, const GlmConfig& c, int layer
   for (const Site site : {Site::kExpertsGateUp, Site::kExpertsDown}) {
     for (int e = 0; e < c.num_experts; ++e) {
       const std::string name = prefix + "experts." + std::to_string(e) + ".";
-      LinearGroup group = site == Site::kExpertsGateUp
-                              ? group_of(site, layer, c.hidden,
-                                         {{name + "gate_proj", c.expert_dim},
-                                          {name + "up_proj", c.expert_dim}})
-                              : group_of(site, layer, c.expert_dim, {{name + "down_proj", c.hidden}});
+      LinearGroup group =
+          site == Site::kExpertsGateUp
+              ? group_of(site, layer, c.hidden,
+                         {{name + "gate_proj", c.expert_dim}, {name + "up_proj", c.expert_dim}})
+              : group_of(site, layer, c.expert_dim, {{name + "down_proj", c.hidden}});
       group.expert = e;
       group.first_row = e * group.rows;
       groups.push_back(std::move(group));
@@ -63,11 +63,11 @@ std::vector<LinearGroup> linear_groups(const GlmConfig& c, int layer) {
   const std::string attention = prefix + "self_attn.";
   const MlaShape mla = c.mla();
   std::vector<LinearGroup> groups;
-  groups.push_back(group_of(Site::kQkvA, layer, c.hidden,
-                            {{attention + "q_a_proj", c.q_rank},
-                             {attention + "kv_a_proj_with_mqa", mla.record_dim()}}));
-  groups.push_back(group_of(Site::kQB, layer, c.q_rank,
-                            {{attention + "q_b_proj", c.heads * mla.query_dim()}}));
+  groups.push_back(group_of(
+      Site::kQkvA, layer, c.hidden,
+      {{attention + "q_a_proj", c.q_rank}, {attention + "kv_a_proj_with_mqa", mla.record_dim()}}));
+  groups.push_back(
+      group_of(Site::kQB, layer, c.q_rank, {{attention + "q_b_proj", c.heads * mla.query_dim()}}));
   groups.push_back(group_of(Site::kKvB, layer, c.kv_rank,
                             {{attention + "kv_b_proj", c.heads * (c.nope_dim + c.value_dim)}}));
   groups.push_back(

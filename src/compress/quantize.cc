@@ -20,11 +20,18 @@ constexpr char kJournal[] = "progress.json";
 constexpr char kReport[] = "quantization_report.json";
 
 // Files of a checkpoint that stay true when its weights are quantized.
-constexpr const char* kCopiedFiles[] = {
-    "generation_config.json", "tokenizer.json",          "tokenizer_config.json",
-    "chat_template.jinja",    "special_tokens_map.json", "added_tokens.json",
-    "vocab.json",             "merges.txt",              "LICENSE",
-    "LICENSE.txt",            "NOTICE",                  "NOTICE.md"};
+constexpr const char* kCopiedFiles[] = {"generation_config.json",
+                                        "tokenizer.json",
+                                        "tokenizer_config.json",
+                                        "chat_template.jinja",
+                                        "special_tokens_map.json",
+                                        "added_tokens.json",
+                                        "vocab.json",
+                                        "merges.txt",
+                                        "LICENSE",
+                                        "LICENSE.txt",
+                                        "NOTICE",
+                                        "NOTICE.md"};
 
 std::string read_file(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -78,7 +85,8 @@ class QuantizeRun {
       pass_layers(*encoder, done);
     } else {
       copy_tensors();
-      write_single(recipe_.embedding, [&](auto& planned) { return encoder->encode_embedding(planned); });
+      write_single(recipe_.embedding,
+                   [&](auto& planned) { return encoder->encode_embedding(planned); });
     }
     for (int l = done; l < config_.num_layers; ++l) {
       progress(l);
@@ -165,7 +173,8 @@ class QuantizeRun {
   }
 
   void write_journal() {
-    writer_->keep();
+    writer_->sync();
+    if (recipe_.calibrates()) writer_->keep();
     ordered_json layers = ordered_json::array();
     for (const LayerReport& layer : layers_) layers.push_back(to_json(layer));
     const ordered_json journal = {{"settings", settings_of(options_, recipe_)}, {"layers", layers}};

@@ -72,30 +72,30 @@ bool keeps_pre_quant_scale(const LinearGroup& group, bool dense) {
 
 Recipe Recipe::make(const QuantizeOptions& o, const GlmConfig& c, const GlmWeights& weights) {
   Recipe recipe;
-  recipe.method = choose<Method>("--recipe", o.recipe,
-                                 {{"best", Method::kBest},
-                                  {"awq-lite", Method::kAwqLite},
-                                  {"rtn", Method::kRoundToNearest}});
-  recipe.format = choose<DiskFormat>(
-      "--format", o.format,
-      {{"modelopt", DiskFormat::kModelOpt}, {"compressed-tensors", DiskFormat::kCompressedTensors}});
+  recipe.method = choose<Method>(
+      "--recipe", o.recipe,
+      {{"best", Method::kBest}, {"awq-lite", Method::kAwqLite}, {"rtn", Method::kRoundToNearest}});
+  recipe.format = choose<DiskFormat>("--format", o.format,
+                                     {{"modelopt", DiskFormat::kModelOpt},
+                                      {"compressed-tensors", DiskFormat::kCompressedTensors}});
   recipe.kv_cache_fp8 =
       choose<bool>("--kv-cache-dtype", o.kv_cache_dtype, {{"auto", false}, {"fp8", true}});
-  recipe.embedding = single("model.embed_tokens", weights.embedding,
-                            choose<Precision>("--embed", o.embed,
-                                              {{"bf16", Precision::kKept},
-                                               {"nvfp4", Precision::kNvfp4}}));
-  recipe.lm_head = single("lm_head", weights.lm_head,
-                          choose<Precision>("--lm-head", o.lm_head,
-                                            {{"bf16", Precision::kKept},
-                                             {"fp8", Precision::kFp8},
-                                             {"nvfp4", Precision::kNvfp4}}));
+  recipe.embedding =
+      single("model.embed_tokens", weights.embedding,
+             choose<Precision>("--embed", o.embed,
+                               {{"bf16", Precision::kKept}, {"nvfp4", Precision::kNvfp4}}));
+  recipe.lm_head = single(
+      "lm_head", weights.lm_head,
+      choose<Precision>(
+          "--lm-head", o.lm_head,
+          {{"bf16", Precision::kKept}, {"fp8", Precision::kFp8}, {"nvfp4", Precision::kNvfp4}}));
 
   Selection excluded("--exclude", o.exclude), fp8("--fp8", o.fp8);
   for (int l = 0; l < c.num_layers; ++l) {
     auto& layer = recipe.layers.emplace_back();
     for (LinearGroup& group : linear_groups(c, l)) {
-      PlannedGroup planned{.group = group, .weight = &weight_at(weights.layers[size_t(l)], group.site)};
+      PlannedGroup planned{.group = group,
+                           .weight = &weight_at(weights.layers[size_t(l)], group.site)};
       if (fp8.takes(group)) planned.precision = Precision::kFp8;
       if (excluded.takes(group)) planned.precision = Precision::kKept;
       planned.has_pre_quant_scale = recipe.method == Method::kAwqLite && !o.fold &&

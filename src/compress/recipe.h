@@ -17,16 +17,16 @@ enum class DiskFormat : uint8_t { kModelOpt, kCompressedTensors };
 struct QuantizeOptions {
   std::filesystem::path source{};
   std::filesystem::path target{};
-  std::string recipe = "best";            // rtn | awq-lite | best
-  std::vector<std::string> exclude{};     // patterns of linears that stay as they are
-  std::vector<std::string> fp8{};         // patterns of linears in FP8
-  std::string format = "modelopt";        // modelopt | compressed-tensors
-  std::string kv_cache_dtype = "auto";    // auto | fp8: a note for engines, nothing else
-  std::string lm_head = "bf16";           // bf16 | fp8 | nvfp4
-  std::string embed = "bf16";             // bf16 | nvfp4
-  bool fold = false;                      // awq-lite: no pre_quant_scale in the result
-  std::string calibration_key{};          // changes with the calibration tokens
-  std::filesystem::path spill{};          // folder for activations; empty: memory
+  std::string recipe = "best";          // rtn | awq-lite | best
+  std::vector<std::string> exclude{};   // patterns of linears that stay as they are
+  std::vector<std::string> fp8{};       // patterns of linears in FP8
+  std::string format = "modelopt";      // modelopt | compressed-tensors
+  std::string kv_cache_dtype = "auto";  // auto | fp8: a note for engines, nothing else
+  std::string lm_head = "bf16";         // bf16 | fp8 | nvfp4
+  std::string embed = "bf16";           // bf16 | nvfp4
+  bool fold = false;                    // awq-lite: no pre_quant_scale in the result
+  std::string calibration_key{};        // changes with the calibration tokens
+  std::filesystem::path spill{};        // folder for activations; empty: memory
   bool resume = false;
   int64_t file_bytes = 5'000'000'000;
 };
@@ -35,7 +35,7 @@ struct PlannedGroup {
   LinearGroup group{};
   const Weight* weight = nullptr;
   Precision precision = Precision::kNvfp4;
-  bool has_input_scale = false;     // stores the largest input that calibration saw
+  bool has_input_scale = false;  // stores the largest input that calibration saw
   bool has_pre_quant_scale = false;
 };
 

@@ -15,7 +15,7 @@ struct GroupReport {
   Precision precision = Precision::kNvfp4;
   // |change| / |value|: of the outputs over the calibration tokens, or of the weights without them.
   double error = 0;
-  int64_t tokens = -1;  // that calibrated it; -1: none were looked at
+  int64_t tokens = -1;     // that calibrated it; -1: none were looked at
   bool fell_back = false;  // too few tokens: treated as without calibration
 };
 
