@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "compress/recipe.h"
+
 namespace nibble {
 
 // Which model, on what, with which limits.
@@ -65,6 +67,17 @@ struct EvalOptions {
   int problems = 0;     // of each family; 0: all
   std::vector<std::string> families{};
   std::string json{};  // where to write the result
+};
+
+struct QuantizeFlags {
+  QuantizeOptions quantize{};
+  std::string device = "auto";
+  int threads = 0;            // 0: physical cores
+  std::string calibration{};  // a .jsonl file of conversations; empty: the pocket model's
+  int samples = 512;
+  int max_length = 2048;  // tokens of a sample; the rest is cut off
+  bool strict = false;    // refuse lines that cannot be read instead of leaving them out
+  bool dry_run = false;
 };
 
 struct BenchOptions {
