@@ -95,8 +95,9 @@ class Backend {
   // Steps -----------------------------------------------------------------------------------------
   // Makes the batch's arrays readable by the operations that follow, until the next call.
   virtual void begin_step(const Batch& batch) = 0;
-  // Runs `step`. A backend that can records it at the first call with a key and replays the record
-  // later: the key must name everything that changes the calls, and `step` must not decide on data.
+  // Runs `step`. A backend that can records it and replays the record at later calls with the same
+  // key: the key must name everything that changes the calls, except what begin_step() says of the
+  // batch's contexts, and `step` must not decide on data. Key 0: not to be recorded.
   virtual void replay(uint64_t key, const std::function<void()>& step) = 0;
 
   // Rows ------------------------------------------------------------------------------------------
