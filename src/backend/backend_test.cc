@@ -156,8 +156,8 @@ void expect_head(Backend& backend, const Weight& host, const std::vector<float>&
                  bool all_exact) {
   ReferenceBackend reference;
   const std::vector<float> zero(size_t(rows * host.rows), 0.0f);
-  const auto want = run_linear(reference, host, x, zero, rows, false);
-  const auto got = run_linear(backend, host, x, zero, rows, false);
+  const auto want = run_linear(reference, host, x, zero, rows, false, DType::kF32);
+  const auto got = run_linear(backend, host, x, zero, rows, false, DType::kF32);
   const auto w = decoded(host);
   auto bound = product_magnitudes(x, w, rows, host.rows, host.cols);
   for (double& b : bound) {
@@ -191,7 +191,7 @@ TEST_P(BackendTest, HeadIsExactWhereItMatters) {
     for (const auto& [rows, outputs, inputs] :
          {std::array<int64_t, 3>{0, 48, 64}, {1, 6144, 256}, {3, 1000, 208}, {21, 77, 2048}}) {
       const Weight w = random_weight("w", Use::kHead, format, 1, outputs, inputs, random_);
-      expect_head(*backend_, w, random_floats(rows * inputs, random_), rows, false);
+      expect_head(*backend_, w, activations(rows * inputs), rows, false);
     }
   }
 }
@@ -204,16 +204,16 @@ TEST_P(BackendTest, HeadWithManyEqualRowsIsExact) {
   w.use = Use::kHead;
   w.rows = w.parts[0].rows = 700;
   w.cols = 96;
-  expect_head(*backend_, w, random_floats(2 * 96, random_), 2, true);
+  expect_head(*backend_, w, activations(2 * 96), 2, true);
 }
 
 TEST_P(BackendTest, HeadRowsDoNotDependOnEachOther) {
   const Weight w = random_weight("w", Use::kHead, Format::kBF16, 1, 500, 272, random_);
-  const auto x = random_floats(9 * 272, random_);
-  const auto all = run_linear(*backend_, w, x, std::vector<float>(9 * 500), 9, false);
+  const auto x = activations(9 * 272);
+  const auto all = run_linear(*backend_, w, x, std::vector<float>(9 * 500), 9, false, DType::kF32);
   for (int64_t t = 0; t < 9; ++t) {
     const auto alone = run_linear(*backend_, w, {x.begin() + t * 272, x.begin() + (t + 1) * 272},
-                                  std::vector<float>(500), 1, false);
+                                  std::vector<float>(500), 1, false, DType::kF32);
     EXPECT_TRUE(std::equal(alone.begin(), alone.end(), all.begin() + t * 500)) << "row " << t;
   }
 }
