@@ -22,6 +22,7 @@
 
 #include "backend/batch.h"
 #include "backend/kv_cache.h"
+#include "base/memory_state.h"
 #include "base/tensor.h"
 #include "quant/weight.h"
 
@@ -82,6 +83,10 @@ class Backend {
   virtual DType product_input_dtype() const { return DType::kF32; }
 
   // Memory ----------------------------------------------------------------------------------------
+  // Of the machine that it computes on: the host's, or the card's.
+  virtual MemoryState memory() const { return host_memory(); }
+  // Whether it has memory of its own, which is shared out at start.
+  virtual bool is_card() const { return false; }
   // Zeroed, aligned to 256 bytes.
   virtual void* allocate(size_t bytes) = 0;
   virtual void free(void* memory) = 0;
