@@ -30,13 +30,13 @@ void check_dtype(const std::string& dtype) {
 // --quantization must agree with the checkpoint, as in vLLM; it decides nothing, the tensors do.
 void check_quantization(const std::string& method, const GlmConfig& config) {
   if (method.empty() || method == "None" || method == "none") return;
-  if (config.quantization.is_null()) {
+  if (config.quantization.empty()) {
     throw Error("--quantization " + method +
                 ": the checkpoint is not quantized (config.json has no quantization_config); "
                 "leave the flag out");
   }
-  const std::string stored = config.quantization.value("quant_method", "");
-  if (method != stored && method != stored + "_fp4") {
+  const std::string stored = config.quantization.method();
+  if (method != stored && method != stored + "_fp4" && method != stored + "_mixed") {
     throw Error("--quantization " + method + ": the checkpoint says \"" + stored + "\"");
   }
 }
