@@ -31,7 +31,8 @@ class WeightReader {
   // `rows` x `cols` stacked from the named matrices, each with its share of the rows.
   Weight matrix(const std::string& name, Use use, int64_t cols,
                 const std::vector<std::pair<std::string, int64_t>>& names) {
-    Weight w{.name = name, .use = use, .cols = cols, .source = checkpoint_.mapping()};
+    Weight w{
+        .name = name, .use = use, .cols = cols, .mapped = true, .source = checkpoint_.mapping()};
     for (const auto& [part, rows] : names) {
       w.parts.push_back(read_part(part, {rows, cols}));
       w.rows += rows;
@@ -60,6 +61,7 @@ class WeightReader {
              .count = count,
              .rows = rows,
              .cols = cols,
+             .mapped = true,
              .source = checkpoint_.mapping()};
     if (has(packed)) {
       w.parts = {read_values(packed, {count, rows, cols}, count * rows)};
@@ -177,6 +179,7 @@ void read_attention(WeightReader& reader, const std::string& prefix, const GlmCo
                              {{prefix + "kv_b_proj", c.heads * head_rows}});
   layer.kv_b.count = c.heads;
   layer.kv_b.rows = head_rows;
+  layer.kv_b.key_rows = c.nope_dim;
   layer.o = reader.linear(prefix + "o_proj", c.hidden, c.heads * c.value_dim);
 }
 
