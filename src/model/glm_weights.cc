@@ -17,7 +17,7 @@ struct Share {
 // `rows` x `cols` stacked from the named linears.
 Weight stacked(WeightReader& reader, const std::string& name, int64_t cols,
                const std::vector<Share>& shares, bool is_listed = true) {
-  Weight w{.name = name, .cols = cols, .source = reader.checkpoint().mapping()};
+  Weight w{.name = name, .cols = cols, .mapped = true, .source = reader.checkpoint().mapping()};
   for (const Share& share : shares) {
     w.parts.push_back(reader.linear(share.name, share.rows, cols, is_listed));
     w.rows += share.rows;
@@ -56,6 +56,7 @@ Weight experts(WeightReader& reader, const std::string& packed, int64_t count, i
            .count = count,
            .rows = rows,
            .cols = cols,
+           .mapped = true,
            .source = reader.checkpoint().mapping()};
   if (reader.has(packed)) {
     w.parts = {reader.values(packed, std::array{count, rows, cols}, count * rows)};
@@ -99,6 +100,7 @@ void read_attention(WeightReader& reader, const std::string& prefix, const GlmCo
   layer.kv_b.use = Use::kLatentUp;
   layer.kv_b.count = c.heads;
   layer.kv_b.rows = head_rows;
+  layer.kv_b.key_rows = c.nope_dim;
   layer.o = linear(reader, prefix + "o_proj", c.hidden, c.heads * c.value_dim);
 }
 
