@@ -356,6 +356,32 @@ TEST_P(BackendTest, ReplayRunsTheStep) {
   EXPECT_EQ(calls, 1);
 }
 
+TEST_P(BackendTest, AReplayedStepReadsTheBatchAtHand) {
+  const Weight table =
+      backend_->upload(random_weight("e", Use::kTable, Format::kBF16, 1, 50, 64, random_));
+  const Weight w =
+      backend_->upload(random_weight("w", Use::kLinear, Format::kBF16, 1, 48, 64, random_));
+  const Weight gain = backend_->upload(float_weight("g", std::vector<float>(64, 1.0f)));
+  DeviceMatrix x(*backend_, 2, 64), h(*backend_, 2, 64, activation_), out(*backend_, 2, 48);
+  const auto run = [&](uint64_t key, const Batch& batch) {
+    backend_->begin_step(batch);
+    backend_->replay(key, [&] {
+      backend_->embed(table, batch, x.tensor());
+      backend_->add_rms_norm(x.tensor(), {}, gain, 1e-5f, h.tensor());
+      backend_->linear(h.tensor(), w, out.tensor());
+    });
+    return out.floats();
+  };
+  for (const int32_t token : {7, 3, 49, 7, 11}) {
+    const Batch batch{.tokens = {token, int32_t(token / 2)},
+                      .segments = {{0, 1, 5, 0}, {1, 1, 9, 0}},
+                      .pages = {0},
+                      .logit_rows = {0, 1}};
+    const auto want = run(0, batch);
+    EXPECT_EQ(run(1, batch), want) << "token " << token;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, testing::Values("reference", "cpu", "cuda"),
                          [](const auto& info) { return std::string(info.param); });
 
