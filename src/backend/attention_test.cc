@@ -60,7 +60,8 @@ struct Inputs {
 Inputs inputs_of(const AttentionCase& c, const Scene& scene, DType dtype, std::mt19937& random) {
   const MlaShape s = shape_of(c);
   return {.gain = float_weight("gain", random_floats(512, random)),
-          .kv_b = random_weight("kv_b", Use::kLatentUp, c.format, c.heads, 448, 512, random),
+          .kv_b = random_weight("kv_b", Use::kLatentUp, c.format, c.heads, 448, 512, random,
+                                c.input_scales),
           .fill_kv = random_activations(scene.fill.rows() * s.record_dim(), dtype, random, 2),
           .kv = random_activations(scene.batch.rows() * s.record_dim(), dtype, random, 2),
           .q = random_activations(scene.batch.rows() * c.heads * s.query_dim(), dtype, random)};

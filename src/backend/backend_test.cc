@@ -2,6 +2,8 @@
 // result does not depend on the other rows, bit for bit.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <set>
@@ -86,7 +88,8 @@ std::vector<float> run_linear(Backend& backend, const Weight& host, const std::v
 
 TEST_P(BackendTest, Linear) {
   for (const LinearCase& c : linear_cases()) {
-    const Weight w = random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random_);
+    const Weight w =
+        random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random_, c.input_scales);
     const auto x = activations(c.rows * c.inputs), old = activations(c.rows * c.outputs);
     const auto want = run_linear(reference_, w, x, old, c.rows, c.accumulate, DType::kF32);
     const auto magnitudes = product_magnitudes(x, decoded(w), c.rows, c.outputs, c.inputs);
@@ -108,7 +111,7 @@ TEST_P(BackendTest, Linear) {
 
 TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
   for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{704, 256}, {63, 272}}) {
-    for (const Format format : {Format::kBF16, Format::kNvfp4}) {
+    for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kFp8, Format::kInt4}) {
       const Weight w = random_weight("w", Use::kLinear, format, 1, outputs, inputs, random_);
       const int64_t rows = 45;
       const auto x = activations(rows * inputs);
@@ -148,6 +151,73 @@ TEST_P(BackendTest, LinearWritesIntoColumnsOfAWiderTensor) {
   }
 }
 
+// The elements that matter are exact, all others within an INT8 step.
+void expect_head(Backend& backend, const Weight& host, const std::vector<float>& x, int64_t rows,
+                 bool all_exact) {
+  ReferenceBackend reference;
+  const std::vector<float> zero(size_t(rows * host.rows), 0.0f);
+  const auto want = run_linear(reference, host, x, zero, rows, false);
+  const auto got = run_linear(backend, host, x, zero, rows, false);
+  const auto w = decoded(host);
+  auto bound = product_magnitudes(x, w, rows, host.rows, host.cols);
+  for (double& b : bound) {
+    b = b * product_error(host.cols, backend.product_input_dtype()) + 1e-30;
+  }
+  auto loose = bound;
+  for (int64_t t = 0; t < rows; ++t) {
+    double sum = 0;
+    for (int64_t k = 0; k < host.cols; ++k) sum += std::fabs(double(x[size_t(t * host.cols + k)]));
+    for (int64_t n = 0; n < host.rows; ++n) {
+      float most = 0;
+      for (int64_t k = 0; k < host.cols; ++k) {
+        most = std::max(most, std::fabs(w[size_t(n * host.cols + k)]));
+      }
+      loose[size_t(t * host.rows + n)] += kHeadStep * sum * double(most);
+    }
+    const auto best =
+        std::max_element(want.begin() + t * host.rows, want.begin() + (t + 1) * host.rows) -
+        want.begin();
+    EXPECT_NEAR(got[size_t(best)], want[size_t(best)], bound[size_t(best)]);
+    for (int64_t i = t * host.rows; i < (t + 1) * host.rows; ++i) {
+      EXPECT_LE(got[size_t(i)], got[size_t(best)] + 2 * bound[size_t(best)]) << "row " << t;
+    }
+  }
+  expect_close(got, want, all_exact ? bound : loose,
+               "head of " + std::to_string(host.rows) + "x" + std::to_string(host.cols));
+}
+
+TEST_P(BackendTest, HeadIsExactWhereItMatters) {
+  for (const Format format : {Format::kBF16, Format::kNvfp4}) {
+    for (const auto& [rows, outputs, inputs] :
+         {std::array<int64_t, 3>{0, 48, 64}, {1, 6144, 256}, {3, 1000, 208}, {21, 77, 2048}}) {
+      const Weight w = random_weight("w", Use::kHead, format, 1, outputs, inputs, random_);
+      expect_head(*backend_, w, random_floats(rows * inputs, random_), rows, false);
+    }
+  }
+}
+
+TEST_P(BackendTest, HeadWithManyEqualRowsIsExact) {
+  const auto row = random_floats(96, random_);
+  std::vector<float> values;
+  for (int n = 0; n < 700; ++n) values.insert(values.end(), row.begin(), row.end());
+  Weight w = float_weight("w", values);
+  w.use = Use::kHead;
+  w.rows = w.parts[0].rows = 700;
+  w.cols = 96;
+  expect_head(*backend_, w, random_floats(2 * 96, random_), 2, true);
+}
+
+TEST_P(BackendTest, HeadRowsDoNotDependOnEachOther) {
+  const Weight w = random_weight("w", Use::kHead, Format::kBF16, 1, 500, 272, random_);
+  const auto x = random_floats(9 * 272, random_);
+  const auto all = run_linear(*backend_, w, x, std::vector<float>(9 * 500), 9, false);
+  for (int64_t t = 0; t < 9; ++t) {
+    const auto alone = run_linear(*backend_, w, {x.begin() + t * 272, x.begin() + (t + 1) * 272},
+                                  std::vector<float>(500), 1, false);
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), all.begin() + t * 500)) << "row " << t;
+  }
+}
+
 TEST_P(BackendTest, AddRmsNorm) {
   for (const auto& [rows, cols] :
        {std::pair<int64_t, int64_t>{1, 256}, {3, 128}, {7, 100}, {0, 64}, {2, 2048}, {1, 5}}) {
@@ -182,7 +252,8 @@ TEST_P(BackendTest, AddRmsNorm) {
 }
 
 TEST_P(BackendTest, EmbedAndGatherCopyRows) {
-  for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kF32}) {
+  for (const Format format :
+       {Format::kBF16, Format::kNvfp4, Format::kF32, Format::kFp8, Format::kInt4}) {
     const Weight host = random_weight("e", Use::kTable, format, 1, 50, 64, random_);
     const Batch batch{
         .tokens = {3, 49, 0, 3}, .segments = {{0, 4, 0, 0}}, .pages = {0}, .logit_rows = {1, 3}};
@@ -330,9 +401,9 @@ std::vector<double> experts_bound(const ExpertsCase& c, const Weight& gate_up, c
 TEST_P(BackendTest, Experts) {
   for (const ExpertsCase& c : experts_cases()) {
     const Weight gate_up = random_weight("gate_up", Use::kExperts, c.format, c.num_experts,
-                                         2 * c.width, c.hidden, random_);
-    const Weight down =
-        random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden, c.width, random_);
+                                         2 * c.width, c.hidden, random_, c.input_scales);
+    const Weight down = random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden,
+                                      c.width, random_, c.input_scales);
     const ExpertsInput input = random_experts_input(c, activation_, random_);
     const auto want = run_experts(reference_, c, gate_up, down, input, 0, c.rows);
     const auto got = run_experts(*backend_, c, gate_up, down, input, 0, c.rows);

@@ -17,6 +17,7 @@ struct LinearCase {
   int64_t rows, outputs, inputs;
   Format format;
   bool accumulate = false;
+  bool input_scales = false;
 };
 
 struct ExpertsCase {
@@ -24,6 +25,7 @@ struct ExpertsCase {
   int num_experts, top_k;
   int64_t hidden, width;
   Format format;
+  bool input_scales = false;
 };
 
 struct AttentionCase {
@@ -32,16 +34,18 @@ struct AttentionCase {
   int page_size;
   std::vector<std::pair<int, int>> segments;  // (context, rows)
   Format format = Format::kBF16;              // of kv_b
+  bool input_scales = false;                  // of kv_b
 };
 
 std::vector<LinearCase> linear_cases();
 std::vector<ExpertsCase> experts_cases();
 std::vector<AttentionCase> attention_cases();
 
-// A weight that owns its random bytes: values N(0, 1/cols); NVFP4 with random codes and block
-// scales, and a different global scale in each of two parts.
+// A weight that owns its random bytes: values of about N(0, 1/cols); quantized formats with random
+// codes and block scales, and different global and, where asked for, input scales in each of two
+// parts.
 Weight random_weight(const std::string& name, Use use, Format format, int64_t count, int64_t rows,
-                     int64_t cols, std::mt19937& random);
+                     int64_t cols, std::mt19937& random, bool input_scales = false);
 
 // A weight of one row that owns these values, as FP32.
 Weight float_weight(const std::string& name, std::vector<float> values);
