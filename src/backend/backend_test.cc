@@ -78,7 +78,7 @@ std::vector<double> product_magnitudes(const std::vector<float>& x, const std::v
 
 std::vector<float> run_linear(Backend& backend, const Weight& host, const std::vector<float>& x,
                               const std::vector<float>& out, int64_t rows, bool accumulate,
-                              DType out_dtype) {
+                              DType out_dtype = DType::kF32) {
   const Weight w = backend.upload(host);
   DeviceMatrix in(backend, rows, host.cols, x, backend.activation_dtype());
   DeviceMatrix result(backend, rows, host.rows, out, out_dtype);
@@ -116,7 +116,7 @@ TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
       const int64_t rows = 45;
       const auto x = activations(rows * inputs);
       const std::vector<float> zero(size_t(rows * outputs), 0.0f);
-      const auto all = run_linear(*backend_, w, x, zero, rows, false, DType::kF32);
+      const auto all = run_linear(*backend_, w, x, zero, rows, false);
       for (int64_t t = 0; t < rows; ++t) {
         const std::vector<float> row(x.begin() + t * inputs, x.begin() + (t + 1) * inputs);
         const auto alone = run_linear(*backend_, w, row, {zero.begin(), zero.begin() + outputs}, 1,
@@ -191,7 +191,7 @@ TEST_P(BackendTest, HeadIsExactWhereItMatters) {
     for (const auto& [rows, outputs, inputs] :
          {std::array<int64_t, 3>{0, 48, 64}, {1, 6144, 256}, {3, 1000, 208}, {21, 77, 2048}}) {
       const Weight w = random_weight("w", Use::kHead, format, 1, outputs, inputs, random_);
-      expect_head(*backend_, w, random_floats(rows * inputs, random_), rows, false);
+      expect_head(*backend_, w, activations(rows * inputs), rows, false);
     }
   }
 }
@@ -204,12 +204,12 @@ TEST_P(BackendTest, HeadWithManyEqualRowsIsExact) {
   w.use = Use::kHead;
   w.rows = w.parts[0].rows = 700;
   w.cols = 96;
-  expect_head(*backend_, w, random_floats(2 * 96, random_), 2, true);
+  expect_head(*backend_, w, activations(2 * 96), 2, true);
 }
 
 TEST_P(BackendTest, HeadRowsDoNotDependOnEachOther) {
   const Weight w = random_weight("w", Use::kHead, Format::kBF16, 1, 500, 272, random_);
-  const auto x = random_floats(9 * 272, random_);
+  const auto x = activations(9 * 272);
   const auto all = run_linear(*backend_, w, x, std::vector<float>(9 * 500), 9, false);
   for (int64_t t = 0; t < 9; ++t) {
     const auto alone = run_linear(*backend_, w, {x.begin() + t * 272, x.begin() + (t + 1) * 272},

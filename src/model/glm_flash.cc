@@ -49,7 +49,9 @@ Tensor GlmFlash::forward(const Batch& batch, std::span<const KvLayer> caches) {
 // as many rows; the model's memory and the cache's name the rest.
 uint64_t GlmFlash::record_key(const Batch& batch, std::span<const KvLayer> caches) const {
   const size_t rows = size_t(batch.rows());
-  if (on_hidden_state || batch.segments.size() != rows || batch.logit_rows.size() != rows) return 0;
+  if (on_hidden_state || on_routing || batch.segments.size() != rows ||
+      batch.logit_rows.size() != rows)
+    return 0;
   const auto mix = [](uint64_t key, uint64_t value) {
     key = (key ^ value) * 0x9e3779b97f4a7c15u;
     return key ^ (key >> 29);

@@ -82,6 +82,7 @@ Weight CudaBackend::upload(const Weight& host) {
   Weight uploaded = host;
   switch (host.use) {
     case Use::kLinear:
+    case Use::kHead:
       uploaded.resident = cuda::upload_linear(to, host);
       break;
     case Use::kExperts:
