@@ -56,8 +56,8 @@ void* CudaBackend::allocate(size_t bytes) {
 void CudaBackend::free(void* memory) {
   device_.make_current();
   if (memory == nullptr) return;
-  CUDA_CHECK(cudaStreamSynchronize(stream_));
-  replay_.clear();  // a record may hold its address
+  cudaStreamSynchronize(stream_);  // on a lost card, too, memory is given back
+  replay_.clear();                 // a record may hold its address
   CHECK(allocations_.erase(memory) == 1, "not this backend's memory");
 }
 
@@ -95,6 +95,8 @@ Weight CudaBackend::upload(const Weight& host) {
       uploaded.resident = cuda::upload_table(to, host, options_.table_on_host);
       break;
     case Use::kRouter:
+      uploaded.resident = cuda::upload_router(to, host);
+      break;
     case Use::kVector:
       uploaded.resident = cuda::upload_rows(to, host);
       break;
