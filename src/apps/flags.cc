@@ -9,7 +9,9 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
                  "model that comes with nibble)")
       ->type_name("MODEL");
   auto* group = app.add_option_group("model and machine");
-  group->add_option("--device", o.device, "auto or cpu; reference: plain loops, for tests")
+  group
+      ->add_option("--device", o.device,
+                   "auto: a GPU if there is one; cpu, cuda, cuda:N; reference (for tests)")
       ->capture_default_str()
       ->type_name("NAME");
   group->add_option("--threads", o.threads, "CPU threads (default: physical cores)")

@@ -83,7 +83,7 @@ std::vector<double> product_magnitudes(const std::vector<float>& x, const std::v
 
 std::vector<float> run_linear(Backend& backend, const Weight& host, const std::vector<float>& x,
                               const std::vector<float>& out, int64_t rows, bool accumulate,
-                              DType out_dtype) {
+                              DType out_dtype = DType::kF32) {
   const Weight w = backend.upload(host);
   DeviceMatrix in(backend, rows, host.cols, x, backend.activation_dtype());
   DeviceMatrix result(backend, rows, host.rows, out, out_dtype);
@@ -122,7 +122,7 @@ TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
       const int64_t rows = 45;
       const auto x = activations(rows * inputs);
       const std::vector<float> zero(size_t(rows * outputs), 0.0f);
-      const auto all = run_linear(*backend_, w, x, zero, rows, false, DType::kF32);
+      const auto all = run_linear(*backend_, w, x, zero, rows, false);
       for (int64_t t = 0; t < rows; ++t) {
         const std::vector<float> row(x.begin() + t * inputs, x.begin() + (t + 1) * inputs);
         const auto alone = run_linear(*backend_, w, row, {zero.begin(), zero.begin() + outputs}, 1,
@@ -433,6 +433,32 @@ TEST_P(BackendTest, ReplayRunsTheStep) {
   int calls = 0;
   backend_->replay(1, [&] { ++calls; });
   EXPECT_EQ(calls, 1);
+}
+
+TEST_P(BackendTest, AReplayedStepReadsTheBatchAtHand) {
+  const Weight table =
+      backend_->upload(random_weight("e", Use::kTable, Format::kBF16, 1, 50, 64, random_));
+  const Weight w =
+      backend_->upload(random_weight("w", Use::kLinear, Format::kBF16, 1, 48, 64, random_));
+  const Weight gain = backend_->upload(float_weight("g", std::vector<float>(64, 1.0f)));
+  DeviceMatrix x(*backend_, 2, 64), h(*backend_, 2, 64, activation_), out(*backend_, 2, 48);
+  const auto run = [&](uint64_t key, const Batch& batch) {
+    backend_->begin_step(batch);
+    backend_->replay(key, [&] {
+      backend_->embed(table, batch, x.tensor());
+      backend_->add_rms_norm(x.tensor(), {}, gain, 1e-5f, h.tensor());
+      backend_->linear(h.tensor(), w, out.tensor());
+    });
+    return out.floats();
+  };
+  for (const int32_t token : {7, 3, 49, 7, 11}) {
+    const Batch batch{.tokens = {token, int32_t(token / 2)},
+                      .segments = {{0, 1, 5, 0}, {1, 1, 9, 0}},
+                      .pages = {0},
+                      .logit_rows = {0, 1}};
+    const auto want = run(0, batch);
+    EXPECT_EQ(run(1, batch), want) << "token " << token;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, testing::Values("reference", "cpu", "cuda"),

@@ -32,13 +32,43 @@ Tensor GlmFlash::forward(const Batch& batch, std::span<const KvLayer> caches) {
   CHECK(batch.rows() <= max_rows_ && int(batch.logit_rows.size()) <= max_logit_rows_);
   CHECK(int(caches.size()) == config_.num_layers);
   arena_used_ = 0;
+  const int64_t logit_rows = int64_t(batch.logit_rows.size());
+  const Tensor logits = scratch(logit_rows, config_.vocab, DType::kF32);
+  const size_t mark = arena_used_;
+  backend_.begin_step(batch);
+  backend_.replay(record_key(batch, caches), [&] {
+    arena_used_ = mark;
+    const Tensor last = scratch(logit_rows, config_.hidden, backend_.activation_dtype());
+    run_layers(batch, caches, last);
+    backend_.linear(last, weights_.lm_head, logits);
+  });
+  return logits;
+}
+
+// A step that decodes one token a sequence makes the same calls on the same memory as any other of
+// as many rows; the model's memory and the cache's name the rest.
+uint64_t GlmFlash::record_key(const Batch& batch, std::span<const KvLayer> caches) const {
+  const size_t rows = size_t(batch.rows());
+  if (on_hidden_state || on_routing || batch.segments.size() != rows ||
+      batch.logit_rows.size() != rows)
+    return 0;
+  const auto mix = [](uint64_t key, uint64_t value) {
+    key = (key ^ value) * 0x9e3779b97f4a7c15u;
+    return key ^ (key >> 29);
+  };
+  const uint64_t arena = reinterpret_cast<uintptr_t>(arena_);
+  const uint64_t cache = reinterpret_cast<uintptr_t>(caches[0].data);
+  return mix(mix(mix(1, rows), arena), cache) | 1;
+}
+
+// Embedding, layers and final norm; the rows that need logits go to `last`.
+void GlmFlash::run_layers(const Batch& batch, std::span<const KvLayer> caches, Tensor last) {
   const DType activation = backend_.activation_dtype();
   Tensor x = scratch(batch.rows(), config_.hidden, DType::kF32);  // residual stream
   Tensor h = scratch(batch.rows(), config_.hidden, activation);   // normalised input of a block
   Tensor d =
       scratch(batch.rows(), config_.hidden, activation);  // its output, added by the next norm
 
-  backend_.begin_step(batch);
   backend_.embed(weights_.embedding, batch, x);
   for (int l = 0; l < config_.num_layers; ++l) {
     const size_t mark = arena_used_;
@@ -52,13 +82,7 @@ Tensor GlmFlash::forward(const Batch& batch, std::span<const KvLayer> caches) {
   }
   backend_.add_rms_norm(x, d, weights_.final_norm, config_.norm_eps, h);
   hidden_state(config_.num_layers, h);
-
-  const int64_t logit_rows = int64_t(batch.logit_rows.size());
-  Tensor last = scratch(logit_rows, config_.hidden, activation);
-  Tensor logits = scratch(logit_rows, config_.vocab, DType::kF32);
   backend_.gather_rows(h, batch, last);
-  backend_.linear(last, weights_.lm_head, logits);
-  return logits;
 }
 
 void GlmFlash::attention(const GlmLayer& w, const Batch& batch, const KvLayer& cache, Tensor h,

@@ -40,6 +40,8 @@ class GlmFlash {
   int max_logit_rows() const { return max_logit_rows_; }
 
  private:
+  uint64_t record_key(const Batch& batch, std::span<const KvLayer> caches) const;
+  void run_layers(const Batch& batch, std::span<const KvLayer> caches, Tensor last);
   void attention(const GlmLayer& w, const Batch& batch, const KvLayer& cache, Tensor h, Tensor out);
   void feed_forward(const GlmLayer& w, bool dense, Tensor h, Tensor out);
   void gated_mlp(const GlmFeedForward& w, Tensor h, Tensor out, bool accumulate);

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kPlentyBytes = int64_t(24) << 30;
 constexpr size_t kReadBufferBytes = 256 << 10;
+constexpr int kMostRecordedRows = 64;  // the kernels of more take longer than launching them
 
 }  // namespace
 
@@ -69,8 +70,8 @@ void* CudaBackend::allocate(size_t bytes) {
 void CudaBackend::free(void* memory) {
   device_.make_current();
   if (memory == nullptr) return;
-  CUDA_CHECK(cudaStreamSynchronize(stream_));
-  replay_.clear();  // a record may hold its address
+  cudaStreamSynchronize(stream_);  // on a lost card, too, memory is given back
+  replay_.clear();                 // a record may hold its address
   CHECK(allocations_.erase(memory) == 1, "not this backend's memory");
 }
 
@@ -95,6 +96,7 @@ Weight CudaBackend::upload(const Weight& host) {
   Weight uploaded = host;
   switch (host.use) {
     case Use::kLinear:
+    case Use::kHead:
       uploaded.resident = cuda::upload_linear(to, host);
       break;
     case Use::kExperts:
@@ -107,6 +109,8 @@ Weight CudaBackend::upload(const Weight& host) {
       uploaded.resident = cuda::upload_table(to, host, is_short_of_memory());
       break;
     case Use::kRouter:
+      uploaded.resident = cuda::upload_router(to, host);
+      break;
     case Use::kVector:
       uploaded.resident = cuda::upload_rows(to, host);
       break;
@@ -119,7 +123,7 @@ void CudaBackend::begin_step(const Batch& batch) {
 }
 
 void CudaBackend::replay(uint64_t key, const std::function<void()>& step) {
-  if (key == 0) return step();
+  if (key == 0 || step_.view().rows > kMostRecordedRows) return step();
   const int generation = step_.generation() + workspace_.generation();
   if (generation != recorded_generation_) replay_.clear();
   recorded_generation_ = generation;

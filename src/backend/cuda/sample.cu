@@ -106,10 +106,36 @@ struct Row {
   }
 };
 
+// visit(logit, id) for every token, by some thread; four loads of 16 bytes in flight in each.
+template <typename Visit>
+__device__ __forceinline__ void for_each_token(const float* logits, int vocab, Visit visit) {
+  constexpr int kLoads = 4, kTile = kThreads * 4 * kLoads;
+  int done = 0;
+  if (reinterpret_cast<uintptr_t>(logits) % 16 == 0) {
+    for (; done + kTile <= vocab; done += kTile) {
+      float4 v[kLoads];
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        v[j] = reinterpret_cast<const float4*>(logits + done)[j * kThreads + threadIdx.x];
+      }
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const int id = done + 4 * (j * kThreads + int(threadIdx.x));
+        visit(v[j].x, id), visit(v[j].y, id + 1), visit(v[j].z, id + 2), visit(v[j].w, id + 3);
+      }
+    }
+  }
+  for (int i = done + threadIdx.x; i < vocab; i += kThreads) visit(logits[i], i);
+}
+
 // The first token in order, in all threads.
 __device__ uint64_t first_key(const float* logits, int vocab, Shared& shared) {
-  uint64_t first = kNoKey;
-  for (int i = threadIdx.x; i < vocab; i += kThreads) first = min(first, key_of(logits[i], i));
+  float best = -INFINITY;
+  int best_id = vocab;
+  for_each_token(logits, vocab, [&](float logit, int id) {
+    if (logit > best || (logit == best && id < best_id)) best = logit, best_id = id;
+  });
+  uint64_t first = best_id < vocab ? key_of(best, best_id) : kNoKey;
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     first = min(first, __shfl_xor_sync(0xffffffffu, first, offset));
   }
@@ -117,20 +143,20 @@ __device__ uint64_t first_key(const float* logits, int vocab, Shared& shared) {
   if (threadIdx.x % kWarp == 0) shared.warp_keys[threadIdx.x / kWarp] = first;
   __syncthreads();
   for (int w = 0; w < kThreads / kWarp; ++w) first = min(first, shared.warp_keys[w]);
-  return first;
+  return first == kNoKey ? 0 : first;  // logits that are not numbers: token 0
 }
 
 __device__ void fill_bins(const Row& row, Shared& shared) {
   __syncthreads();
   for (int b = threadIdx.x; b < kBins; b += kThreads) shared.weights[b] = shared.counts[b] = 0;
   __syncthreads();
-  for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
-    const Mass mass = row.mass(row.logits[i]);
-    if (mass.count == 0) continue;
-    const int bin = row.bin(row.logits[i]);
+  for_each_token(row.logits, row.vocab, [&](float logit, int) {
+    const Mass mass = row.mass(logit);
+    if (mass.count == 0) return;
+    const int bin = row.bin(logit);
     atomicAdd(&shared.counts[bin], 1u);
     if (mass.weight > 0) atomicAdd(&shared.weights[bin], mass.weight);
-  }
+  });
   __syncthreads();
 }
 
@@ -170,12 +196,11 @@ __device__ void find_bin(uint64_t target, bool by_count, Shared& shared) {
 // Every token of bin `bin` that min_p leaves: visit(key, mass), by some thread.
 template <typename Visit>
 __device__ void for_each_in_bin(const Row& row, int bin, Visit visit) {
-  for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
-    const float logit = row.logits[i];
-    if (row.bin(logit) != bin) continue;
+  for_each_token(row.logits, row.vocab, [&](float logit, int id) {
+    if (row.bin(logit) != bin) return;
     const Mass mass = row.mass(logit);
-    if (mass.count > 0) visit(key_of(logit, i), mass);
-  }
+    if (mass.count > 0) visit(key_of(logit, id), mass);
+  });
 }
 
 // The lowest key of the bin up to which the running measure reaches `target`, by halving: for bins
@@ -263,7 +288,7 @@ __device__ int draw(const float* logits, int vocab, const SampleRow& params, Sha
 // log(sum of e^logit).
 __device__ float log_sum_exp(const float* logits, int vocab, float best, Shared& shared) {
   float sum = 0;
-  for (int i = threadIdx.x; i < vocab; i += kThreads) sum += expf(logits[i] - best);
+  for_each_token(logits, vocab, [&](float logit, int) { sum += expf(logit - best); });
   __syncthreads();
   return best + logf(block_sum(sum, shared.warp_values));
 }
@@ -277,10 +302,10 @@ __device__ void best_tokens(const Row& row, int n, float log_sum, int32_t* ids, 
   __syncthreads();
   if (threadIdx.x == 0) shared.gathered = 0;
   __syncthreads();
-  for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
-    const uint64_t key = key_of(row.logits[i], i);
+  for_each_token(row.logits, row.vocab, [&](float logit, int id) {
+    const uint64_t key = key_of(logit, id);
     if (key <= last) shared.keys[atomicAdd(&shared.gathered, 1)] = key;
-  }
+  });
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += kThreads) {
     int rank = 0;
