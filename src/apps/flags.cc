@@ -15,6 +15,17 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
   group->add_option("--threads", o.threads, "CPU threads (default: physical cores)")
       ->check(CLI::Range(1, 1024))
       ->type_name("N");
+  group
+      ->add_option("--load-format", o.load_format,
+                   "auto or safetensors; dummy: random NVFP4 weights in the model's shapes, for "
+                   "glm-4.7-flash and glm-4.7-flash-reap-23b without any files")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group
+      ->add_option("--num-hidden-layers", o.num_hidden_layers,
+                   "with --load-format dummy: the first N layers only")
+      ->check(CLI::Range(1, 1000))
+      ->type_name("N");
   group->add_option("--dtype", o.dtype, "auto or bfloat16")->type_name("NAME");
   group
       ->add_option("--quantization,-q", o.quantization,
@@ -164,11 +175,82 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
 void add_bench_flags(CLI::App& app, BenchOptions& o) {
   add_model_flags(app, o.model);
   auto* group = app.add_option_group("bench");
-  group->add_option("--repetitions", o.repetitions, "runs of each row; the best counts")
+  group
+      ->add_option("--contexts", o.contexts,
+                   "tokens in the cache before decoding; those that do not fit are left out")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->type_name("N,...");
+  group->add_option("--batches", o.batches, "sequences that decode at once")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536))
+      ->type_name("N,...");
+  group->add_option("--prompts", o.prompts, "tokens of prompts to prefill")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->type_name("N,...");
+  group->add_flag("--skip-engine", o.skip_engine,
+                  "leave out the rows that go through scheduler and engine");
+  group->add_option("--repetitions", o.repetitions, "runs of each row; the median counts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000))
       ->type_name("N");
   group->add_option("--csv", o.csv, "write the table")->type_name("FILE");
+}
+
+void add_quantize_flags(CLI::App& app, QuantizeFlags& f) {
+  QuantizeOptions& o = f.quantize;
+  app.add_option("source", o.source, "folder of the BF16 checkpoint")->required()->type_name("SRC");
+  app.add_option("target", o.target, "folder to make")->required()->type_name("DST");
+  app.add_option("--recipe", o.recipe, "best, awq-lite or rtn (needs no calibration)")
+      ->capture_default_str()
+      ->type_name("NAME");
+  auto* group = app.add_option_group("calibration");
+  group
+      ->add_option("--calibration", f.calibration,
+                   "conversations, one JSON object with messages a line (default: the file beside "
+                   "the pocket model)")
+      ->type_name("FILE.jsonl");
+  group->add_option("--samples", f.samples, "conversations to use")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("N");
+  group->add_option("--max-length", f.max_length, "tokens of a conversation; the rest is cut off")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1 << 20))
+      ->type_name("N");
+  group->add_flag("--strict", f.strict,
+                  "refuse lines that cannot be read instead of leaving them out");
+
+  group = app.add_option_group("what is stored how");
+  group
+      ->add_option("--exclude", o.exclude,
+                   "linears that stay as they are, such as '*.self_attn.*'; may be repeated")
+      ->type_name("PATTERN");
+  group->add_option("--fp8", o.fp8, "linears in FP8 instead; may be repeated")
+      ->type_name("PATTERN");
+  group->add_option("--lm-head", o.lm_head, "bf16, fp8 or nvfp4")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group->add_option("--embed", o.embed, "bf16 or nvfp4")->capture_default_str()->type_name("NAME");
+  group->add_option("--format", o.format, "modelopt or compressed-tensors")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group
+      ->add_option("--kv-cache-dtype", o.kv_cache_dtype,
+                   "auto or fp8: what the checkpoint asks of engines")
+      ->capture_default_str()
+      ->type_name("NAME");
+
+  group = app.add_option_group("run");
+  group->add_flag("--resume", o.resume, "go on with a run that was stopped");
+  group->add_option("--device", f.device, "auto or cpu; reference: plain loops, for tests")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group->add_option("--threads", f.threads, "CPU threads (default: physical cores)")
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N");
 }
 
 }  // namespace nibble

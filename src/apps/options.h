@@ -7,13 +7,17 @@
 #include <string>
 #include <vector>
 
+#include "compress/recipe.h"
+
 namespace nibble {
 
 // Which model, on what, with which limits.
 struct ModelOptions {
-  std::string model{};  // a folder; empty: the pocket model that comes with nibble
+  std::string model{};  // a folder or a built-in name; empty: the pocket model
   std::string device = "auto";
   int threads = 0;  // 0: physical cores
+  std::string load_format = "auto";
+  int num_hidden_layers = 0;  // 0: the config's; fewer only for dummy weights
   std::string dtype = "auto";
   std::string quantization{};
   std::string kv_cache_dtype = "auto";
@@ -65,9 +69,24 @@ struct EvalOptions {
   std::string json{};  // where to write the result
 };
 
+struct QuantizeFlags {
+  QuantizeOptions quantize{};
+  std::string device = "auto";
+  int threads = 0;            // 0: physical cores
+  std::string calibration{};  // a .jsonl file of conversations; empty: the pocket model's
+  int samples = 512;
+  int max_length = 2048;  // tokens of a sample; the rest is cut off
+  bool strict = false;    // refuse lines that cannot be read instead of leaving them out
+  bool dry_run = false;
+};
+
 struct BenchOptions {
   ModelOptions model{};
-  int repetitions = 5;
+  std::vector<std::string> contexts = {"0", "1K", "8K", "32K", "128K"};  // tokens before decoding
+  std::vector<int> batches = {1, 8, 64};                                 // sequences that decode
+  std::vector<std::string> prompts = {"512", "2K", "8K", "32K"};         // tokens of prefill
+  bool skip_engine = false;
+  int repetitions = 3;
   std::string csv{};
 };
 

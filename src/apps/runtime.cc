@@ -4,9 +4,11 @@
 #include <cmath>
 #include <fstream>
 
+#include "apps/model_files.h"
 #include "apps/terminal.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "model/glm_dummy.h"
 
 namespace nibble {
 namespace {
@@ -69,7 +71,7 @@ Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format
   const bool automatic =
       o.max_model_len.empty() || o.max_model_len == "auto" || o.max_model_len == "-1";
   if (!automatic) {
-    const int wanted = parse_token_count(o.max_model_len);
+    const int wanted = parse_token_count("--max-model-len", o.max_model_len);
     if (wanted > config.max_positions) {
       log_warning("--max-model-len " + o.max_model_len + " is over the model's " +
                   std::to_string(config.max_positions) + " positions: clipped");
@@ -96,7 +98,7 @@ Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format
 
 }  // namespace
 
-int parse_token_count(const std::string& text) {
+int parse_token_count(const std::string& flag, const std::string& text) {
   size_t used = 0;
   double value = 0;
   try {
@@ -113,15 +115,16 @@ int parse_token_count(const std::string& text) {
                                          : 0;
   const double count = std::floor(value * factor);
   if (used == 0 || factor == 0 || !(count >= 1) || count > 1e9) {
-    throw Error("--max-model-len " + text +
-                ": must be a number of tokens such as 4096, 16k (16000), 16K (16384), or auto");
+    throw Error(flag + " " + text +
+                ": must be a number of tokens such as 4096, 16k (16000), 16K (16384)" +
+                (flag == "--max-model-len" ? ", or auto" : ""));
   }
   return int(count);
 }
 
 Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                  std::function<void()> on_step)
-    : config(GlmConfig::load(folder)) {
+    : config(config_of(o, folder)) {
   check_dtype(o.dtype);
   check_quantization(o.quantization, config);
   if (o.max_num_batched_tokens < o.max_num_seqs) {
@@ -143,14 +146,15 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                                .eos_token_ids = config.eos_token_ids,
                                .on_step = std::move(on_step)};
   backend = create_backend({.device = o.device, .threads = o.threads});
-  load_weights(folder);
+  weights = o.load_format == "dummy" ? dummy_weights(config)
+                                     : GlmWeights::load(Checkpoint::open(folder), config);
+  upload_weights();
   model = std::make_unique<GlmFlash>(config, weights, *backend, o.max_num_batched_tokens,
                                      Engine::logit_rows(engine_options));
   engine = std::make_unique<Engine>(*model, std::move(engine_options));
 }
 
-void Runtime::load_weights(const std::filesystem::path& folder) {
-  weights = GlmWeights::load(Checkpoint::open(folder), config);
+void Runtime::upload_weights() {
   constexpr double kLongBytes = 5e8;
   const double bytes = double(weights.size_bytes());
   ProgressLine progress;

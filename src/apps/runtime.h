@@ -36,12 +36,12 @@ class Runtime {
   std::unique_ptr<Engine> engine;
 
  private:
-  void load_weights(const std::filesystem::path& folder);
+  void upload_weights();
 
   std::thread engine_thread_;
 };
 
-// "4096", "4k" (4,000), "4K" (4,096), "25.6k"; throws Error that names --max-model-len.
-int parse_token_count(const std::string& text);
+// "4096", "4k" (4,000), "4K" (4,096), "25.6k"; throws Error that names `flag`.
+int parse_token_count(const std::string& flag, const std::string& text);
 
 }  // namespace nibble

@@ -105,6 +105,7 @@ void read_attention(WeightReader& reader, const std::string& prefix, const GlmCo
 void read_experts(WeightReader& reader, const std::string& prefix, const GlmConfig& c,
                   GlmLayer& layer) {
   layer.router = linear(reader, prefix + "gate", c.num_experts, c.hidden, /*is_listed=*/false);
+  layer.router.use = Use::kRouter;
   layer.router_bias = vector(reader, prefix + "gate.e_score_correction_bias", c.num_experts);
   const auto expert = [&](int64_t e) { return prefix + "experts." + std::to_string(e) + "."; };
   layer.experts_gate_up =
@@ -140,6 +141,7 @@ GlmWeights GlmWeights::load(const Checkpoint& checkpoint, const GlmConfig& c) {
   }
   weights.final_norm = vector(reader, "model.norm.weight", c.hidden);
   weights.lm_head = linear(reader, "lm_head", c.vocab, c.hidden, /*is_listed=*/false);
+  weights.lm_head.use = Use::kHead;
   reader.report_unused([&](const std::string& name) { return is_mtp(name, c); });
   return weights;
 }
