@@ -36,12 +36,12 @@ int64_t rows_per_block(int64_t cols) {
   return std::min<int64_t>(rows / kRowsOfTiles, 4) * kRowsOfTiles;
 }
 
-Workers::Workers(int threads)
+Workers::Workers(int threads, bool exact)
     : sets_(instruction_sets()),
       pool_(threads > 0 ? threads : num_physical_cores()),
       threads_(size_t(pool_.size())) {
   for (int i = 0; i < kPanelFormats; ++i) {
-    kernels_[i] = best_kernel(PanelFormat(i), sets_, false);
+    kernels_[i] = best_kernel(PanelFormat(i), sets_, exact);
     exact_kernels_[i] = best_kernel(PanelFormat(i), sets_, true);
   }
 }
