@@ -9,7 +9,9 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
                  "model that comes with nibble)")
       ->type_name("MODEL");
   auto* group = app.add_option_group("model and machine");
-  group->add_option("--device", o.device, "auto or cpu; reference: plain loops, for tests")
+  group
+      ->add_option("--device", o.device,
+                   "auto: a GPU if there is one; cpu, cuda, cuda:N; reference (for tests)")
       ->capture_default_str()
       ->type_name("NAME");
   group->add_option("--threads", o.threads, "CPU threads (default: physical cores)")
@@ -58,9 +60,19 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
       ->type_name("N");
   group
       ->add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
-                   "memory of the cache (default: up to 4 GiB)")
+                   "memory of the cache (default: what a card has left; on a CPU up to 4 GiB)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 50))
       ->type_name("BYTES");
+  group
+      ->add_option("--gpu-memory-utilization", o.gpu_memory_utilization,
+                   "share of a card's memory to take in all")
+      ->capture_default_str()
+      ->check(CLI::Range(0.01, 1.0))
+      ->type_name("SHARE");
+  group
+      ->add_option("--gpu-memory-limit", o.gpu_memory_limit,
+                   "take no more of a card in all than this, such as 16303MiB or 15.5GiB")
+      ->type_name("SIZE");
   group->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.prefix_caching,
                   "keep and share the cache of common beginnings (default: on)");
   group->add_option("--max-logprobs", o.max_logprobs, "most top_logprobs a request may ask for")
@@ -175,11 +187,82 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
 void add_bench_flags(CLI::App& app, BenchOptions& o) {
   add_model_flags(app, o.model);
   auto* group = app.add_option_group("bench");
-  group->add_option("--repetitions", o.repetitions, "runs of each row; the best counts")
+  group
+      ->add_option("--contexts", o.contexts,
+                   "tokens in the cache before decoding; those that do not fit are left out")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->type_name("N,...");
+  group->add_option("--batches", o.batches, "sequences that decode at once")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536))
+      ->type_name("N,...");
+  group->add_option("--prompts", o.prompts, "tokens of prompts to prefill")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->type_name("N,...");
+  group->add_flag("--skip-engine", o.skip_engine,
+                  "leave out the rows that go through scheduler and engine");
+  group->add_option("--repetitions", o.repetitions, "runs of each row; the median counts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000))
       ->type_name("N");
   group->add_option("--csv", o.csv, "write the table")->type_name("FILE");
+}
+
+void add_quantize_flags(CLI::App& app, QuantizeFlags& f) {
+  QuantizeOptions& o = f.quantize;
+  app.add_option("source", o.source, "folder of the BF16 checkpoint")->required()->type_name("SRC");
+  app.add_option("target", o.target, "folder to make")->required()->type_name("DST");
+  app.add_option("--recipe", o.recipe, "best, awq-lite or rtn (needs no calibration)")
+      ->capture_default_str()
+      ->type_name("NAME");
+  auto* group = app.add_option_group("calibration");
+  group
+      ->add_option("--calibration", f.calibration,
+                   "conversations, one JSON object with messages a line (default: the file beside "
+                   "the pocket model)")
+      ->type_name("FILE.jsonl");
+  group->add_option("--samples", f.samples, "conversations to use")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("N");
+  group->add_option("--max-length", f.max_length, "tokens of a conversation; the rest is cut off")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1 << 20))
+      ->type_name("N");
+  group->add_flag("--strict", f.strict,
+                  "refuse lines that cannot be read instead of leaving them out");
+
+  group = app.add_option_group("what is stored how");
+  group
+      ->add_option("--exclude", o.exclude,
+                   "linears that stay as they are, such as '*.self_attn.*'; may be repeated")
+      ->type_name("PATTERN");
+  group->add_option("--fp8", o.fp8, "linears in FP8 instead; may be repeated")
+      ->type_name("PATTERN");
+  group->add_option("--lm-head", o.lm_head, "bf16, fp8 or nvfp4")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group->add_option("--embed", o.embed, "bf16 or nvfp4")->capture_default_str()->type_name("NAME");
+  group->add_option("--format", o.format, "modelopt or compressed-tensors")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group
+      ->add_option("--kv-cache-dtype", o.kv_cache_dtype,
+                   "auto or fp8: what the checkpoint asks of engines")
+      ->capture_default_str()
+      ->type_name("NAME");
+
+  group = app.add_option_group("run");
+  group->add_flag("--resume", o.resume, "go on with a run that was stopped");
+  group->add_option("--device", f.device, "auto or cpu; reference: plain loops, for tests")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group->add_option("--threads", f.threads, "CPU threads (default: physical cores)")
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N");
 }
 
 }  // namespace nibble

@@ -22,6 +22,7 @@
 
 #include "backend/batch.h"
 #include "backend/kv_cache.h"
+#include "base/memory_state.h"
 #include "base/tensor.h"
 #include "quant/weight.h"
 
@@ -85,6 +86,10 @@ class Backend {
   virtual DType product_input_dtype(Format) const { return DType::kF32; }
 
   // Memory ----------------------------------------------------------------------------------------
+  // Of the machine that it computes on: the host's, or the card's.
+  virtual MemoryState memory() const { return host_memory(); }
+  // Whether it has memory of its own, which is shared out at start.
+  virtual bool is_card() const { return false; }
   // Zeroed, aligned to 256 bytes.
   virtual void* allocate(size_t bytes) = 0;
   virtual void free(void* memory) = 0;
@@ -98,8 +103,9 @@ class Backend {
   // Steps -----------------------------------------------------------------------------------------
   // Makes the batch's arrays readable by the operations that follow, until the next call.
   virtual void begin_step(const Batch& batch) = 0;
-  // Runs `step`. A backend that can records it at the first call with a key and replays the record
-  // later: the key must name everything that changes the calls, and `step` must not decide on data.
+  // Runs `step`. A backend that can records it and replays the record at later calls with the same
+  // key: the key must name everything that changes the calls, except what begin_step() says of the
+  // batch's contexts, and `step` must not decide on data. Key 0: not to be recorded.
   virtual void replay(uint64_t key, const std::function<void()>& step) = 0;
 
   // Rows ------------------------------------------------------------------------------------------

@@ -19,6 +19,10 @@ class GlmFlash {
   GlmFlash(const GlmFlash&) = delete;
   GlmFlash& operator=(const GlmFlash&) = delete;
 
+  // Bytes of that scratch.
+  static int64_t scratch_bytes(const GlmConfig& config, DType activation, int max_rows,
+                               int max_logit_rows);
+
   // Extends the caches (one a layer) by the batch's rows and returns the logits of
   // batch.logit_rows, [R, vocab] F32, valid until the next call.
   Tensor forward(const Batch& batch, std::span<const KvLayer> caches);
@@ -27,18 +31,22 @@ class GlmFlash {
   // and with the final-normed rows (L), as transformers numbers hidden states. For tests.
   std::function<void(int, Tensor)> on_hidden_state{};
 
+  // Called with the routing of each layer that has experts, on the backend. For measurements.
+  std::function<void(const Routing&)> on_routing{};
+
   const GlmConfig& config() const { return config_; }
   Backend& backend() const { return backend_; }
   int max_rows() const { return max_rows_; }
   int max_logit_rows() const { return max_logit_rows_; }
 
  private:
+  uint64_t record_key(const Batch& batch, std::span<const KvLayer> caches) const;
+  void run_layers(const Batch& batch, std::span<const KvLayer> caches, Tensor last);
   void attention(const GlmLayer& w, const Batch& batch, const KvLayer& cache, Tensor h, Tensor out);
   void feed_forward(const GlmLayer& w, bool dense, Tensor h, Tensor out);
   void gated_mlp(const GlmFeedForward& w, Tensor h, Tensor out, bool accumulate);
   void hidden_state(int index, Tensor x);
   Tensor scratch(int64_t rows, int64_t cols, DType dtype);
-  size_t scratch_bytes() const;
 
   const GlmConfig config_;
   const GlmWeights& weights_;

@@ -25,6 +25,7 @@ enum class Format : uint8_t { kF32, kBF16, kNvfp4, kFp8, kInt4 };
 enum class Use : uint8_t {
   kLinear,    // count 1: out = x w^T
   kHead,      // count 1: the linear of the logits, see Backend::linear
+  kRouter,    // count 1: scores of the experts, always in FP32
   kExperts,   // count E: one matrix an expert
   kTable,     // count 1: rows are looked up
   kVector,    // one row: norm gain, router bias
