@@ -174,12 +174,13 @@ void pack_latent_up(const Weight& w, Packer& packer) {
         long(w.key_rows));
   const RowRange keys{0, w.key_rows}, values{w.key_rows, w.rows - w.key_rows};
   PackedWeight& owner = packer.owner();
-  if (is_nvfp4(w) && has_scale_a_head(w)) {
+  if (fits_nvfp4_keys(w)) {
     owner.keys = pack_nvfp4_keys(w, packer);
   } else {
     owner.keys = pack_columns(w, keys, packer);
   }
-  owner.panels = is_nvfp4(w) ? pack_nvfp4(w, values, packer) : pack_rows(w, values, packer);
+  owner.panels =
+      fits_nvfp4(w, values) ? pack_nvfp4(w, values, packer) : pack_rows(w, values, packer);
 }
 
 }  // namespace
@@ -196,7 +197,7 @@ std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, Thr
   const RowRange all{0, weight.rows};
   if (weight.use == Use::kLatentUp) {
     pack_latent_up(weight, packer);
-  } else if (is_nvfp4(weight)) {
+  } else if (fits_nvfp4(weight, all)) {
     result->panels = pack_nvfp4(weight, all, packer);
   } else if (weight.use == Use::kHead) {
     result->panels = pack_int8(weight, packer);

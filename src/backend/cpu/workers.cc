@@ -53,14 +53,14 @@ std::string Workers::instruction_set() const {
   return name;
 }
 
-InputRows Workers::make_inputs(int thread, const Kernel& kernel, Tensor x) {
+InputRows Workers::make_inputs(int thread, const Kernel& kernel, Tensor x, const float* factors) {
   if (kernel.input == InputFormat::kF32) {
     return {static_cast<const uint8_t*>(x.data), x.stride * int64_t(sizeof(float))};
   }
   const int64_t bytes = input_row_bytes(kernel.input, x.cols);
   uint8_t* memory = input_memory(thread, x.rows * bytes);
   for (int64_t r = 0; r < x.rows; ++r) {
-    make_input_row(kernel.input, x.row<float>(r), x.cols, memory + r * bytes);
+    make_input_row(kernel.input, x.row<float>(r), factors, x.cols, memory + r * bytes);
   }
   return {memory, bytes};
 }
