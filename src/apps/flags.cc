@@ -60,9 +60,19 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
       ->type_name("N");
   group
       ->add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
-                   "memory of the cache (default: up to 4 GiB)")
+                   "memory of the cache (default: what a card has left; on a CPU up to 4 GiB)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 50))
       ->type_name("BYTES");
+  group
+      ->add_option("--gpu-memory-utilization", o.gpu_memory_utilization,
+                   "share of a card's memory to take in all")
+      ->capture_default_str()
+      ->check(CLI::Range(0.01, 1.0))
+      ->type_name("SHARE");
+  group
+      ->add_option("--gpu-memory-limit", o.gpu_memory_limit,
+                   "take no more of a card in all than this, such as 16303MiB or 15.5GiB")
+      ->type_name("SIZE");
   group->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.prefix_caching,
                   "keep and share the cache of common beginnings (default: on)");
   group->add_option("--max-logprobs", o.max_logprobs, "most top_logprobs a request may ask for")

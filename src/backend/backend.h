@@ -22,6 +22,7 @@
 
 #include "backend/batch.h"
 #include "backend/kv_cache.h"
+#include "base/memory_state.h"
 #include "base/tensor.h"
 #include "quant/weight.h"
 
@@ -78,10 +79,17 @@ class Backend {
   // Measured at the call, which takes a second or two.
   virtual MachineLimits measure_limits() = 0;
   virtual DType activation_dtype() const { return DType::kF32; }
-  // kBF16: linear, experts and kv_b's products round their inputs to BF16 first. Never route.
-  virtual DType product_input_dtype() const { return DType::kF32; }
+  // To what linear, experts and kv_b's products with a weight of this format round their inputs:
+  // kBF16; kI16: integers with a scale a row, its largest magnitude / 32767; kF32: not at all.
+  // kv_b's keys may be multiplied by the block scales first, and have an integer scale per 16
+  // columns of the latent.
+  virtual DType product_input_dtype(Format) const { return DType::kF32; }
 
   // Memory ----------------------------------------------------------------------------------------
+  // Of the machine that it computes on: the host's, or the card's.
+  virtual MemoryState memory() const { return host_memory(); }
+  // Whether it has memory of its own, which is shared out at start.
+  virtual bool is_card() const { return false; }
   // Zeroed, aligned to 256 bytes.
   virtual void* allocate(size_t bytes) = 0;
   virtual void free(void* memory) = 0;

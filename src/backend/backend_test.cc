@@ -60,17 +60,22 @@ std::vector<float> decoded(const Weight& w) {
   return values;
 }
 
-// sum_k |x[k]| |w[n, k]|: what the error bounds of a product are relative to.
+// What product_error() is relative to: sum_k |x[k]| |w[n, k]|, or norm(x) norm(w[n]) for kI16.
 std::vector<double> product_magnitudes(const std::vector<float>& x, const std::vector<float>& w,
-                                       int64_t rows, int64_t outputs, int64_t inputs) {
+                                       int64_t rows, int64_t outputs, int64_t inputs,
+                                       DType input_dtype) {
   std::vector<double> magnitudes(size_t(rows * outputs), 0.0);
   for (int64_t t = 0; t < rows; ++t) {
     for (int64_t n = 0; n < outputs; ++n) {
-      double sum = 0;
+      double sum = 0, xx = 0, ww = 0;
       for (int64_t k = 0; k < inputs; ++k) {
-        sum += std::fabs(double(x[size_t(t * inputs + k)]) * w[size_t(n * inputs + k)]);
+        const double a = x[size_t(t * inputs + k)], b = w[size_t(n * inputs + k)];
+        sum += std::fabs(a * b);
+        xx += a * a;
+        ww += b * b;
       }
-      magnitudes[size_t(t * outputs + n)] = sum;
+      magnitudes[size_t(t * outputs + n)] =
+          input_dtype == DType::kI16 ? std::sqrt(xx) * std::sqrt(ww) : sum;
     }
   }
   return magnitudes;
@@ -92,12 +97,13 @@ TEST_P(BackendTest, Linear) {
         random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random_, c.input_scales);
     const auto x = activations(c.rows * c.inputs), old = activations(c.rows * c.outputs);
     const auto want = run_linear(reference_, w, x, old, c.rows, c.accumulate, DType::kF32);
-    const auto magnitudes = product_magnitudes(x, decoded(w), c.rows, c.outputs, c.inputs);
+    const DType dtype = backend_->product_input_dtype(c.format);
+    const auto magnitudes = product_magnitudes(x, decoded(w), c.rows, c.outputs, c.inputs, dtype);
     for (const DType out : std::set{DType::kF32, activation_}) {
       const auto got = run_linear(*backend_, w, x, old, c.rows, c.accumulate, out);
       std::vector<double> bound;
       for (size_t i = 0; i < want.size(); ++i) {
-        bound.push_back(magnitudes[i] * product_error(c.inputs, backend_->product_input_dtype()) +
+        bound.push_back(magnitudes[i] * product_error(c.inputs, dtype) +
                         0x1p-22 * std::fabs(old[i]) + storage_error(out) * std::fabs(want[i]) +
                         1e-30);
       }
@@ -156,13 +162,12 @@ void expect_head(Backend& backend, const Weight& host, const std::vector<float>&
                  bool all_exact) {
   ReferenceBackend reference;
   const std::vector<float> zero(size_t(rows * host.rows), 0.0f);
-  const auto want = run_linear(reference, host, x, zero, rows, false);
-  const auto got = run_linear(backend, host, x, zero, rows, false);
+  const auto want = run_linear(reference, host, x, zero, rows, false, DType::kF32);
+  const auto got = run_linear(backend, host, x, zero, rows, false, DType::kF32);
   const auto w = decoded(host);
-  auto bound = product_magnitudes(x, w, rows, host.rows, host.cols);
-  for (double& b : bound) {
-    b = b * product_error(host.cols, backend.product_input_dtype()) + 1e-30;
-  }
+  const DType dtype = backend.product_input_dtype(host.parts[0].format);
+  auto bound = product_magnitudes(x, w, rows, host.rows, host.cols, dtype);
+  for (double& b : bound) b = b * product_error(host.cols, dtype) + 1e-30;
   auto loose = bound;
   for (int64_t t = 0; t < rows; ++t) {
     double sum = 0;
@@ -210,10 +215,10 @@ TEST_P(BackendTest, HeadWithManyEqualRowsIsExact) {
 TEST_P(BackendTest, HeadRowsDoNotDependOnEachOther) {
   const Weight w = random_weight("w", Use::kHead, Format::kBF16, 1, 500, 272, random_);
   const auto x = activations(9 * 272);
-  const auto all = run_linear(*backend_, w, x, std::vector<float>(9 * 500), 9, false);
+  const auto all = run_linear(*backend_, w, x, std::vector<float>(9 * 500), 9, false, DType::kF32);
   for (int64_t t = 0; t < 9; ++t) {
     const auto alone = run_linear(*backend_, w, {x.begin() + t * 272, x.begin() + (t + 1) * 272},
-                                  std::vector<float>(500), 1, false);
+                                  std::vector<float>(500), 1, false, DType::kF32);
     EXPECT_TRUE(std::equal(alone.begin(), alone.end(), all.begin() + t * 500)) << "row " << t;
   }
 }
@@ -383,14 +388,17 @@ std::vector<double> experts_bound(const ExpertsCase& c, const Weight& gate_up, c
       const int64_t e = input.experts[size_t(t * c.top_k + k)];
       const std::vector<float> w(g.begin() + e * 2 * c.width * c.hidden,
                                  g.begin() + (e + 1) * 2 * c.width * c.hidden);
-      const auto magnitudes = product_magnitudes(x, w, 1, 2 * c.width, c.hidden);
+      const auto magnitudes = product_magnitudes(x, w, 1, 2 * c.width, c.hidden, input_dtype);
+      std::vector<float> inner;
+      for (int64_t i = 0; i < c.width; ++i) {
+        inner.push_back(float(magnitudes[size_t(i)] * magnitudes[size_t(i + c.width)]));
+      }
+      const std::vector<float> rows(d.begin() + e * c.hidden * c.width,
+                                    d.begin() + (e + 1) * c.hidden * c.width);
+      const auto sums = product_magnitudes(inner, rows, 1, c.hidden, c.width, input_dtype);
       for (int64_t n = 0; n < c.hidden; ++n) {
-        double sum = 0;
-        for (int64_t i = 0; i < c.width; ++i) {
-          sum += std::fabs(d[size_t((e * c.hidden + n) * c.width + i)]) * magnitudes[size_t(i)] *
-                 magnitudes[size_t(i + c.width)];
-        }
-        bound[size_t(t * c.hidden + n)] += input.weights[size_t(t * c.top_k + k)] * sum *
+        bound[size_t(t * c.hidden + n)] += input.weights[size_t(t * c.top_k + k)] *
+                                           sums[size_t(n)] *
                                            (2.2 * e1 + 1.1 * e2 + 8 * kFunctionError);
       }
     }
@@ -407,7 +415,7 @@ TEST_P(BackendTest, Experts) {
     const ExpertsInput input = random_experts_input(c, activation_, random_);
     const auto want = run_experts(reference_, c, gate_up, down, input, 0, c.rows);
     const auto got = run_experts(*backend_, c, gate_up, down, input, 0, c.rows);
-    auto bound = experts_bound(c, gate_up, down, input, backend_->product_input_dtype());
+    auto bound = experts_bound(c, gate_up, down, input, backend_->product_input_dtype(c.format));
     for (size_t i = 0; i < bound.size(); ++i) {
       bound[i] += storage_error(activation_) * std::fabs(want[i]);
     }

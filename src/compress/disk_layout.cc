@@ -192,7 +192,9 @@ void write_kept(const PlannedGroup& planned, CheckpointWriter& writer) {
   int64_t row = planned.group.first_row;
   for (const Linear& linear : planned.group.linears) {
     find_part(*planned.weight, row, [&](const WeightPart& part, int64_t first) {
-      const int64_t row_bytes = storage_bytes(part.format, 1, planned.group.cols);
+      CHECK(part.format == Format::kF32 || part.format == Format::kBF16, "%s",
+            planned.weight->name.c_str());
+      const int64_t row_bytes = planned.group.cols * (part.format == Format::kF32 ? 4 : 2);
       writer.write(linear.name + ".weight", part.values + first * row_bytes,
                    linear.rows * row_bytes);
     });

@@ -20,7 +20,7 @@ GlmFlash::GlmFlash(const GlmConfig& config, const GlmWeights& weights, Backend& 
       backend_(backend),
       max_rows_(max_rows),
       max_logit_rows_(max_logit_rows) {
-  arena_size_ = scratch_bytes();
+  arena_size_ = size_t(scratch_bytes(config, backend.activation_dtype(), max_rows, max_logit_rows));
   arena_ = static_cast<char*>(backend_.allocate(arena_size_));
 }
 
@@ -136,18 +136,21 @@ Tensor GlmFlash::scratch(int64_t rows, int64_t cols, DType dtype) {
 }
 
 // The most that forward() takes at once, by the same shapes.
-size_t GlmFlash::scratch_bytes() const {
-  const MlaShape mla = config_.mla();
+int64_t GlmFlash::scratch_bytes(const GlmConfig& config, DType activation, int max_rows,
+                                int max_logit_rows) {
+  const MlaShape mla = config.mla();
   const int64_t widest_gate = std::max<int64_t>(
-      2 * int64_t(config_.dense_dim), 2 * int64_t(config_.expert_dim) * config_.shared_experts);
+      2 * int64_t(config.dense_dim), 2 * int64_t(config.expert_dim) * config.shared_experts);
   const int64_t attention =
-      2 * config_.q_rank + mla.record_dim() + mla.heads * (mla.query_dim() + mla.value_dim);
-  const int64_t feed_forward = 2 * config_.top_k + widest_gate + widest_gate / 2;
-  const int64_t row = 3 * config_.hidden + attention + feed_forward;
-  const int64_t logit_row = config_.hidden + config_.vocab;
-  const int64_t values = max_rows_ * row + max_logit_rows_ * logit_row;
-  constexpr size_t kTensors = 24;  // each may lose up to one alignment
-  return size_t(values) * sizeof(float) + kTensors * kAlignment;
+      2 * config.q_rank + mla.record_dim() + mla.heads * (mla.query_dim() + mla.value_dim);
+  const int64_t activations = 2 * config.hidden + attention + widest_gate + widest_gate / 2;
+  const int64_t floats = config.hidden + 2 * config.top_k;  // residual stream, routing
+  const int64_t row =
+      activations * int64_t(dtype_bytes(activation)) + floats * int64_t(sizeof(float));
+  const int64_t logit_row =
+      config.hidden * int64_t(dtype_bytes(activation)) + config.vocab * int64_t(sizeof(float));
+  constexpr int64_t kTensors = 24;  // each may lose up to one alignment
+  return max_rows * row + max_logit_rows * logit_row + kTensors * int64_t(kAlignment);
 }
 
 }  // namespace nibble

@@ -19,6 +19,10 @@ class GlmFlash {
   GlmFlash(const GlmFlash&) = delete;
   GlmFlash& operator=(const GlmFlash&) = delete;
 
+  // Bytes of that scratch.
+  static int64_t scratch_bytes(const GlmConfig& config, DType activation, int max_rows,
+                               int max_logit_rows);
+
   // Extends the caches (one a layer) by the batch's rows and returns the logits of
   // batch.logit_rows, [R, vocab] F32, valid until the next call.
   Tensor forward(const Batch& batch, std::span<const KvLayer> caches);
@@ -43,7 +47,6 @@ class GlmFlash {
   void gated_mlp(const GlmFeedForward& w, Tensor h, Tensor out, bool accumulate);
   void hidden_state(int index, Tensor x);
   Tensor scratch(int64_t rows, int64_t cols, DType dtype);
-  size_t scratch_bytes() const;
 
   const GlmConfig config_;
   const GlmWeights& weights_;

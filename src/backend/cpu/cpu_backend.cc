@@ -32,8 +32,17 @@ MachineLimits CpuBackend::measure_limits() {
           .flops_per_second = measure_gemm_peak(workers_.pool())};
 }
 
-DType CpuBackend::product_input_dtype() const {
-  return workers_.rounds_inputs() ? DType::kBF16 : DType::kF32;
+DType CpuBackend::product_input_dtype(Format format) const {
+  const PanelFormat panels = format == Format::kNvfp4 ? PanelFormat::kNvfp4 : PanelFormat::kBF16;
+  switch (workers_.kernel(panels).input) {
+    case InputFormat::kF32:
+      return DType::kF32;
+    case InputFormat::kBF16:
+      return DType::kBF16;
+    case InputFormat::kInt16:
+      return DType::kI16;
+  }
+  return DType::kF32;
 }
 
 void* CpuBackend::allocate(size_t bytes) {

@@ -21,7 +21,7 @@ class CpuBackend : public Backend {
 
   std::string description() const override;
   MachineLimits measure_limits() override;
-  DType product_input_dtype() const override;
+  DType product_input_dtype(Format format) const override;
 
   void* allocate(size_t bytes) override;
   void free(void* memory) override;

@@ -22,21 +22,18 @@ class Experts {
   void compute_outer(int thread, const Weight& down);
   void combine(const Routing& routing, int64_t row, Tensor out) const;
 
+  // The rows of pairs of one expert as the kernel reads them, made by the calling thread.
+  InputRows make_inputs(int thread, const Kernel& kernel, int64_t first_pair, int64_t count,
+                        const float* const* rows, int64_t cols);
+
   Workers& workers_;
   // A pair is a row and one of its slots; pairs are sorted by expert, rows rising.
   std::vector<int64_t> first_pair_;  // [E + 1]
   std::vector<int64_t> place_;       // [T * top_k] -> sorted pair
   Scratch<const float*> x_rows_;     // [pairs]
-  Scratch<float> inner_values_, outer_values_;
-  Scratch<float*> inner_rows_, outer_rows_;  // [pairs] -> [n], [D]
-  struct Wide {                              // a thread's gate and up of some columns
-    Scratch<float> values{};
-    Scratch<float*> rows{};
-  };
-  std::vector<Wide> wide_;
-  const float* const* x_ = nullptr;
-  float** inner_ = nullptr;
-  float** outer_ = nullptr;
+  Scratch<const float*> inner_rows_;
+  Scratch<float> inner_, outer_;      // [pairs, n], [pairs, D]
+  std::vector<Scratch<float>> wide_;  // a thread's gate and up of some columns
 };
 
 }  // namespace nibble

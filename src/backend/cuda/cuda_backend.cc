@@ -12,6 +12,7 @@
 namespace nibble {
 namespace {
 
+constexpr int64_t kPlentyBytes = int64_t(24) << 30;
 constexpr size_t kReadBufferBytes = 256 << 10;
 constexpr int kMostRecordedRows = 64;  // the kernels of more take longer than launching them
 
@@ -38,6 +39,19 @@ std::string CudaBackend::description() const {
   return "cuda:" + std::to_string(device_.index) + ": " + device_.name + ", " +
          std::to_string(device_.memory_bytes >> 20) + " MiB, compute capability " +
          std::to_string(device_.arch / 10) + "." + std::to_string(device_.arch % 10);
+}
+
+MemoryState CudaBackend::memory() const {
+  device_.make_current();
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return {.total_bytes = int64_t(total), .free_bytes = int64_t(free)};
+}
+
+bool CudaBackend::is_short_of_memory() const {
+  const int64_t bytes =
+      options_.memory_bytes > 0 ? options_.memory_bytes : int64_t(device_.memory_bytes);
+  return bytes < kPlentyBytes;
 }
 
 MachineLimits CudaBackend::measure_limits() {
@@ -92,7 +106,7 @@ Weight CudaBackend::upload(const Weight& host) {
       uploaded.resident = cuda::upload_latent_up(to, host);
       break;
     case Use::kTable:
-      uploaded.resident = cuda::upload_table(to, host, options_.table_on_host);
+      uploaded.resident = cuda::upload_table(to, host, is_short_of_memory());
       break;
     case Use::kRouter:
       uploaded.resident = cuda::upload_router(to, host);
