@@ -31,7 +31,7 @@ class CudaBackend : public Backend {
   MemoryState memory() const override;
   bool is_card() const override { return true; }
   DType activation_dtype() const override { return DType::kBF16; }
-  DType product_input_dtype() const override { return DType::kBF16; }
+  DType product_input_dtype(Format) const override { return DType::kBF16; }
 
   void* allocate(size_t bytes) override;
   void free(void* memory) override;
