@@ -184,6 +184,14 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
       ->type_name("FILE");
 }
 
+void add_plan_flags(CLI::App& app, PlanOptions& o) {
+  add_model_flags(app, o.model);
+  app.add_option_group("plan")
+      ->add_option("--gpu-memory", o.gpu_memory,
+                   "memory of the card, such as 16303MiB (default: of the card that is here)")
+      ->type_name("SIZE");
+}
+
 void add_bench_flags(CLI::App& app, BenchOptions& o) {
   add_model_flags(app, o.model);
   auto* group = app.add_option_group("bench");

@@ -82,6 +82,11 @@ struct QuantizeFlags {
   bool dry_run = false;
 };
 
+struct PlanOptions {
+  ModelOptions model{};
+  std::string gpu_memory{};  // such as 16303MiB; empty: of the card that is here
+};
+
 struct BenchOptions {
   ModelOptions model{};
   std::vector<std::string> contexts = {"0", "1K", "8K", "32K", "128K"};  // tokens before decoding

@@ -72,11 +72,23 @@ Weight experts(WeightReader& reader, const std::string& packed, int64_t count, i
   return w;
 }
 
+// Of a layer that predicts one token more: it normalises an embedding beside the hidden state.
 bool is_mtp(const std::string& name, const GlmConfig& config) {
   for (int l = config.num_layers; l < config.num_layers + std::max(1, config.mtp_layers); ++l) {
     if (name.starts_with("model.layers." + std::to_string(l) + ".")) return true;
   }
   return false;
+}
+
+// A layer after the last, unless it is of MTP, means that config.json has too few: the model would
+// run and talk nonsense.
+void check_last_layer(const Checkpoint& checkpoint, const GlmConfig& config) {
+  const std::string next = "model.layers." + std::to_string(config.num_layers) + ".";
+  if (checkpoint.find(next + "input_layernorm.weight") == nullptr) return;
+  if (checkpoint.find(next + "enorm.weight") != nullptr) return;
+  throw Error((checkpoint.folder() / "config.json").string() + ": num_hidden_layers is " +
+              std::to_string(config.num_layers) + ", but the checkpoint has " + next +
+              "* too, and they are no MTP layer");
 }
 
 GlmFeedForward read_feed_forward(WeightReader& reader, const std::string& prefix, int64_t hidden,
@@ -125,6 +137,7 @@ void read_experts(WeightReader& reader, const std::string& prefix, const GlmConf
 }  // namespace
 
 GlmWeights GlmWeights::load(const Checkpoint& checkpoint, const GlmConfig& c) {
+  check_last_layer(checkpoint, c);
   WeightReader reader(checkpoint, c.quantization);
   GlmWeights weights;
   weights.embedding = table(reader, "model.embed_tokens", c.vocab, c.hidden);
