@@ -30,33 +30,45 @@ struct Router {
   unsigned* arrived = nullptr;  // [kFewRows] blocks of a row; 0 between launches
 };
 
-// Columns k .. k + 7 of a row of `cols`, zeros beyond.
-__device__ __forceinline__ void load_columns(const float* row, int64_t k, int64_t cols,
-                                             float (&v)[kLaneColumns]) {
-  const bool whole = k + kLaneColumns <= cols && reinterpret_cast<uintptr_t>(row + k) % 16 == 0;
-  if (whole) {
-    const float4 low = *reinterpret_cast<const float4*>(row + k);
-    const float4 high = *reinterpret_cast<const float4*>(row + k + 4);
-    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
-    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-    return;
-  }
+// Eight columns as they lie in memory.
+template <typename T>
+struct Columns {
+  uint4 words[sizeof(T) / 2];
+
+  // Aligned to 16 bytes.
+  __device__ __forceinline__ void load(const T* from) {
 #pragma unroll
-  for (int i = 0; i < kLaneColumns; ++i) v[i] = k + i < cols ? row[k + i] : 0.0f;
+    for (int i = 0; i < int(sizeof(T) / 2); ++i) words[i] = reinterpret_cast<const uint4*>(from)[i];
+  }
+};
+
+__device__ __forceinline__ void unpack(const Columns<float>& c, float (&v)[kLaneColumns]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    v[4 * i] = __uint_as_float(c.words[i].x);
+    v[4 * i + 1] = __uint_as_float(c.words[i].y);
+    v[4 * i + 2] = __uint_as_float(c.words[i].z);
+    v[4 * i + 3] = __uint_as_float(c.words[i].w);
+  }
 }
 
-__device__ __forceinline__ void load_columns(const bf16* row, int64_t k, int64_t cols,
-                                             float (&v)[kLaneColumns]) {
-  const bool whole = k + kLaneColumns <= cols && reinterpret_cast<uintptr_t>(row + k) % 16 == 0;
-  if (whole) {
-    const uint4 bits = *reinterpret_cast<const uint4*>(row + k);
-    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+__device__ __forceinline__ void unpack(const Columns<bf16>& c, float (&v)[kLaneColumns]) {
+  const uint32_t words[4] = {c.words[0].x, c.words[0].y, c.words[0].z, c.words[0].w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      v[2 * i] = __uint_as_float(words[i] << 16);
-      v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-    return;
+  for (int i = 0; i < 4; ++i) {
+    v[2 * i] = __uint_as_float(words[i] << 16);
+    v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+
+// Columns k .. k + 7 of a row of `cols`, zeros beyond.
+template <typename T>
+__device__ __forceinline__ void load_columns(const T* row, int64_t k, int64_t cols,
+                                             float (&v)[kLaneColumns]) {
+  if (k + kLaneColumns <= cols && reinterpret_cast<uintptr_t>(row + k) % 16 == 0) {
+    Columns<T> columns;
+    columns.load(row + k);
+    return unpack(columns, v);
   }
 #pragma unroll
   for (int i = 0; i < kLaneColumns; ++i) v[i] = k + i < cols ? to_float(row[k + i]) : 0.0f;
@@ -128,9 +140,9 @@ __device__ void choose(const float* scores, const float* bias, const RouterShape
   for (int k = lane; k < shape.top_k; k += kWarp) weights[k] = scores[experts[k]] * scale;
 }
 
-template <typename In, typename W>
+template <typename W>
 __global__ void __launch_bounds__(kFewWarps* kWarp)
-    few_rows_kernel(Matrix<const In> x, const W* router, const float* bias, RouterShape shape,
+    few_rows_kernel(Matrix<const bf16> x, const W* router, const float* bias, RouterShape shape,
                     float* all_scores, unsigned* arrived, Matrix<int32_t> experts,
                     Matrix<float> weights) {
   __shared__ bool is_last;
@@ -139,25 +151,34 @@ __global__ void __launch_bounds__(kFewWarps* kWarp)
   const int lane = threadIdx.x % kWarp;
   const int e = blockIdx.x * kFewWarps + threadIdx.x / kWarp;
   const W* w_row = router + int64_t(min(e, shape.num_experts - 1)) * x.cols;
-  float w[kPrefetched][kLaneColumns];
+  const bool prefetches = x.cols % kStepColumns == 0 && x.cols <= kPrefetched * kStepColumns;
+  Columns<W> fetched[kPrefetched];
+  if (prefetches) {
 #pragma unroll
-  for (int j = 0; j < kPrefetched; ++j) {
-    load_columns(w_row, j * kStepColumns + lane * kLaneColumns, x.cols, w[j]);
+    for (int j = 0; j < kPrefetched; ++j) {
+      const int k = j * kStepColumns + lane * kLaneColumns;
+      if (k < x.cols) fetched[j].load(w_row + k);
+    }
   }
   wait_for_predecessor();
   let_successor_begin();
-  const In* x_row = x.row(t);
-  float v[kLaneColumns], sum = 0;
+  const bf16* x_row = x.row(t);
+  float v[kLaneColumns], w[kLaneColumns], sum = 0;
+  if (prefetches) {
 #pragma unroll
-  for (int j = 0; j < kPrefetched; ++j) {
-    load_columns(x_row, j * kStepColumns + lane * kLaneColumns, x.cols, v);
-    sum = add_products(v, w[j], sum);
-  }
-  for (int64_t k = int64_t(kPrefetched) * kStepColumns + lane * kLaneColumns; k < x.cols;
-       k += kStepColumns) {
-    load_columns(x_row, k, x.cols, v);
-    load_columns(w_row, k, x.cols, w[0]);
-    sum = add_products(v, w[0], sum);
+    for (int j = 0; j < kPrefetched; ++j) {
+      const int k = j * kStepColumns + lane * kLaneColumns;
+      if (k >= x.cols) break;
+      load_columns(x_row, k, x.cols, v);
+      unpack(fetched[j], w);
+      sum = add_products(v, w, sum);
+    }
+  } else {
+    for (int64_t k = lane * kLaneColumns; k < x.cols; k += kStepColumns) {
+      load_columns(x_row, k, x.cols, v);
+      load_columns(w_row, k, x.cols, w);
+      sum = add_products(v, w, sum);
+    }
   }
   float* scores = all_scores + t * kMaxExperts;
   sum = warp_sum(sum);
@@ -174,9 +195,9 @@ __global__ void __launch_bounds__(kFewWarps* kWarp)
   choose(row_scores, bias, shape, experts.row(t), weights.row(t));
 }
 
-template <typename In, typename W>
+template <typename W>
 __global__ void __launch_bounds__(kManyWarps* kWarp)
-    many_rows_kernel(Matrix<const In> x, const W* router, const float* bias, RouterShape shape,
+    many_rows_kernel(Matrix<const bf16> x, const W* router, const float* bias, RouterShape shape,
                      Matrix<int32_t> experts, Matrix<float> weights) {
   __shared__ float scores[kRowsABlock][kMaxExperts];
   wait_for_predecessor();
@@ -236,26 +257,24 @@ void route(const Context& context, Tensor x, const Weight& router, const Weight&
            const RouterShape& shape, Routing out) {
   CHECK(x.cols == router.cols && router.rows == shape.num_experts &&
             bias.cols == shape.num_experts && shape.top_k <= shape.num_experts &&
-            shape.num_experts <= kMaxExperts,
+            shape.num_experts <= kMaxExperts && x.dtype == DType::kBF16,
         "%s", router.name.c_str());
   const Router& on_card = resident_as<Router>(router);
   const float* biases = resident_as<DeviceRows>(bias).data;
   const Matrix<int32_t> experts(out.experts);
   const Matrix<float> weights(out.weights);
-  with_activation(x.dtype, [&]<typename In>(In) {
-    with_activation(on_card.dtype, [&]<typename W>(W) {
-      const W* rows = static_cast<const W*>(on_card.rows);
-      if (x.rows <= kFewRows) {
-        const Grid grid{.blocks = {blocks_for(shape.num_experts, kFewWarps), unsigned(x.rows)},
-                        .threads = kFewWarps * kWarp};
-        launch(context, grid, few_rows_kernel<In, W>, Matrix<const In>(x), rows, biases, shape,
-               on_card.scores, on_card.arrived, experts, weights);
-      } else {
-        const Grid grid{.blocks = {blocks_for(x.rows, kRowsABlock)}, .threads = kManyWarps * kWarp};
-        launch(context, grid, many_rows_kernel<In, W>, Matrix<const In>(x), rows, biases, shape,
-               experts, weights);
-      }
-    });
+  with_activation(on_card.dtype, [&]<typename W>(W) {
+    const W* rows = static_cast<const W*>(on_card.rows);
+    if (x.rows <= kFewRows) {
+      const Grid grid{.blocks = {blocks_for(shape.num_experts, kFewWarps), unsigned(x.rows)},
+                      .threads = kFewWarps * kWarp};
+      launch(context, grid, few_rows_kernel<W>, Matrix<const bf16>(x), rows, biases, shape,
+             on_card.scores, on_card.arrived, experts, weights);
+    } else {
+      const Grid grid{.blocks = {blocks_for(x.rows, kRowsABlock)}, .threads = kManyWarps * kWarp};
+      launch(context, grid, many_rows_kernel<W>, Matrix<const bf16>(x), rows, biases, shape,
+             experts, weights);
+    }
   });
 }
 
