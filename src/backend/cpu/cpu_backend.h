@@ -48,6 +48,7 @@ class CpuBackend : public Backend {
   void sample(Tensor logits, const SampleBatch& rows, SampleResult out) override;
 
  private:
+  const bool exact_;
   Workers workers_;
   Arena weights_;
   std::unordered_map<void*, std::unique_ptr<PageMemory>> allocations_;

@@ -119,8 +119,10 @@ inline PanelRun panel_run(const PackedWeight& w, int64_t matrix, int64_t first, 
   return {end, sets[first], w.input_factors.data() + sets[first] * w.panels.first.cols};
 }
 
-// kTable keeps its rows as they are (resident null).
-std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool);
+// kTable keeps its rows as they are (resident null). `exact`: panels of BF16 and F32 only, whose
+// kernels can take FP32 inputs.
+std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool,
+                                         bool exact = false);
 
 // The weight's packed form; CHECKs that it was uploaded.
 const PackedWeight& packed(const Weight& weight);
