@@ -227,6 +227,8 @@ void add_quantize_flags(CLI::App& app, QuantizeFlags& f) {
       ->type_name("NAME");
 
   group = app.add_option_group("run");
+  group->add_option("--spill", o.spill, "folder for activations (default: memory)")
+      ->type_name("DIR");
   group->add_flag("--resume", o.resume, "go on with a run that was stopped");
   group->add_option("--device", f.device, "auto or cpu; reference: plain loops, for tests")
       ->capture_default_str()
