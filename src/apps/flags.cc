@@ -175,7 +175,24 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
 void add_bench_flags(CLI::App& app, BenchOptions& o) {
   add_model_flags(app, o.model);
   auto* group = app.add_option_group("bench");
-  group->add_option("--repetitions", o.repetitions, "runs of each row; the best counts")
+  group
+      ->add_option("--contexts", o.contexts,
+                   "tokens in the cache before decoding; those that do not fit are left out")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->type_name("N,...");
+  group->add_option("--batches", o.batches, "sequences that decode at once")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536))
+      ->type_name("N,...");
+  group->add_option("--prompts", o.prompts, "tokens of prompts to prefill")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->type_name("N,...");
+  group->add_flag("--skip-engine", o.skip_engine,
+                  "leave out the rows that go through scheduler and engine");
+  group->add_option("--repetitions", o.repetitions, "runs of each row; the median counts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000))
       ->type_name("N");

@@ -82,7 +82,11 @@ struct QuantizeFlags {
 
 struct BenchOptions {
   ModelOptions model{};
-  int repetitions = 5;
+  std::vector<std::string> contexts = {"0", "1K", "8K", "32K", "128K"};  // tokens before decoding
+  std::vector<int> batches = {1, 8, 64};                                 // sequences that decode
+  std::vector<std::string> prompts = {"512", "2K", "8K", "32K"};         // tokens of prefill
+  bool skip_engine = false;
+  int repetitions = 3;
   std::string csv{};
 };
 

@@ -71,7 +71,7 @@ Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format
   const bool automatic =
       o.max_model_len.empty() || o.max_model_len == "auto" || o.max_model_len == "-1";
   if (!automatic) {
-    const int wanted = parse_token_count(o.max_model_len);
+    const int wanted = parse_token_count("--max-model-len", o.max_model_len);
     if (wanted > config.max_positions) {
       log_warning("--max-model-len " + o.max_model_len + " is over the model's " +
                   std::to_string(config.max_positions) + " positions: clipped");
@@ -98,7 +98,7 @@ Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format
 
 }  // namespace
 
-int parse_token_count(const std::string& text) {
+int parse_token_count(const std::string& flag, const std::string& text) {
   size_t used = 0;
   double value = 0;
   try {
@@ -115,8 +115,9 @@ int parse_token_count(const std::string& text) {
                                          : 0;
   const double count = std::floor(value * factor);
   if (used == 0 || factor == 0 || !(count >= 1) || count > 1e9) {
-    throw Error("--max-model-len " + text +
-                ": must be a number of tokens such as 4096, 16k (16000), 16K (16384), or auto");
+    throw Error(flag + " " + text +
+                ": must be a number of tokens such as 4096, 16k (16000), 16K (16384)" +
+                (flag == "--max-model-len" ? ", or auto" : ""));
   }
   return int(count);
 }

@@ -41,7 +41,7 @@ class Runtime {
   std::thread engine_thread_;
 };
 
-// "4096", "4k" (4,000), "4K" (4,096), "25.6k"; throws Error that names --max-model-len.
-int parse_token_count(const std::string& text);
+// "4096", "4k" (4,000), "4K" (4,096), "25.6k"; throws Error that names `flag`.
+int parse_token_count(const std::string& flag, const std::string& text);
 
 }  // namespace nibble

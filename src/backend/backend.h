@@ -64,6 +64,11 @@ struct MachineLimits {
   double flops_per_second = 0;       // multiply-adds from registers, two operations each
 };
 
+// Of Use::kHead: half a step of INT8 with a scale a row, the scale rounded to BF16 if need be; and
+// the most elements of a row that are computed again.
+inline constexpr double kHeadStep = 0.5 / 127 * (1 + 0x1p-7);
+inline constexpr int kHeadCandidates = 256;
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -90,8 +95,9 @@ class Backend {
   // Steps -----------------------------------------------------------------------------------------
   // Makes the batch's arrays readable by the operations that follow, until the next call.
   virtual void begin_step(const Batch& batch) = 0;
-  // Runs `step`. A backend that can records it at the first call with a key and replays the record
-  // later: the key must name everything that changes the calls, and `step` must not decide on data.
+  // Runs `step`. A backend that can records it and replays the record at later calls with the same
+  // key: the key must name everything that changes the calls, except what begin_step() says of the
+  // batch's contexts, and `step` must not decide on data. Key 0: not to be recorded.
   virtual void replay(uint64_t key, const std::function<void()>& step) = 0;
 
   // Rows ------------------------------------------------------------------------------------------
@@ -104,6 +110,10 @@ class Backend {
 
   // Matrices --------------------------------------------------------------------------------------
   // out = x w^T, or out += x w^T                        x [T, K], w [N, K], out [T, N] with stride
+  // Use::kHead, never with accumulate: in each row of `out`, every element that can be the row's
+  // largest is exact as any linear's; so a greedy choice is too. Any other may have the error of
+  // INT8 weights: kHeadStep * max_k |w[n, k]| * sum_k |x[k]|. Where more than kHeadCandidates could
+  // be the largest, the whole row is exact.
   virtual void linear(Tensor x, const Weight& w, Tensor out, bool accumulate = false) = 0;
   // out = silu(gate_up[:, :n]) * gate_up[:, n:]                    gate_up [T, 2n], out [T, n]
   virtual void silu_mul(Tensor gate_up, Tensor out) = 0;

@@ -40,39 +40,23 @@ class QuantizedStack {
     encoded_.emplace(group.first_row, std::move(encoded));
   }
 
-  // Groups that were not added keep their original rows, as FP32.
+  // Groups that were not added keep their original rows.
   Weight weight(const std::vector<const PlannedGroup*>& groups) const {
-    auto held = std::make_shared<std::vector<std::vector<uint8_t>>>();
+    using Held = std::pair<std::map<int64_t, Encoded>, std::shared_ptr<const void>>;
+    auto held = std::make_shared<Held>(encoded_, original_.source);
     Weight w = original_;
     w.resident = nullptr;
     w.parts.clear();
     for (const PlannedGroup* planned : groups) {
       const LinearGroup& group = planned->group;
-      const auto found = encoded_.find(group.first_row);
-      if (found != encoded_.end() && found->second.precision == Precision::kNvfp4) {
-        const Encoded& e = found->second;
-        held->push_back(e.codes);
-        const uint8_t* codes = held->back().data();
-        held->push_back(e.scales);
-        w.parts.push_back({.format = Format::kNvfp4,
-                           .rows = group.rows,
-                           .values = codes,
-                           .block_scales = held->back().data(),
-                           .global_scale = e.tensor_scale});
+      const auto found = held->first.find(group.first_row);
+      if (found != held->first.end()) {
+        w.parts.push_back(found->second.part());
         continue;
       }
-      held->emplace_back(size_t(group.rows * group.cols * 4));
-      float* values = reinterpret_cast<float*>(held->back().data());
-      for (int64_t r = 0; r < group.rows; ++r) {
-        float* row = values + r * group.cols;
-        if (found != encoded_.end()) {
-          found->second.decode_row(r, row);
-        } else {
-          decode_row(original_, group.first_row + r, row);
-        }
+      for (const WeightPart& part : slice_rows(original_, group.first_row, group.rows)) {
+        w.parts.push_back(part);
       }
-      w.parts.push_back(
-          {.format = Format::kF32, .rows = group.rows, .values = held->back().data()});
     }
     w.source = held;
     return w;

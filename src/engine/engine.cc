@@ -37,6 +37,7 @@ class Engine::State {
   std::shared_ptr<TokenStream> submit(Request request);
   bool step();
   void run();
+  std::span<const KvLayer> caches() const { return caches_; }
 
   const EngineOptions options;
   EngineMetrics metrics;
@@ -320,6 +321,10 @@ void Engine::stop(bool drain) {
 
 bool Engine::step() {
   return state_->step();
+}
+
+std::span<const KvLayer> Engine::caches() const {
+  return state_->caches();
 }
 
 bool Engine::healthy() const {

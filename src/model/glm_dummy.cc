@@ -146,7 +146,8 @@ GlmWeights dummy_weights(const GlmConfig& c) {
     if (c.is_dense(l)) {
       layer.feed_forward = write_feed_forward(writer, prefix + "mlp.", c.hidden, c.dense_dim);
     } else {
-      layer.router = writer.normal(prefix + "mlp.gate", c.num_experts, c.hidden, c.hidden);
+      layer.router =
+          writer.normal(prefix + "mlp.gate", c.num_experts, c.hidden, c.hidden, Use::kRouter);
       layer.router_bias = writer.zeros(prefix + "mlp.gate.e_score_correction_bias", c.num_experts);
       layer.experts_gate_up = writer.linear(prefix + "mlp.experts.gate_up_proj", 2 * c.expert_dim,
                                             c.hidden, Use::kExperts, c.num_experts);
@@ -158,7 +159,7 @@ GlmWeights dummy_weights(const GlmConfig& c) {
     weights.layers.push_back(std::move(layer));
   }
   weights.final_norm = writer.ones("model.norm", c.hidden);
-  weights.lm_head = writer.normal("lm_head", c.vocab, c.hidden, c.hidden);
+  weights.lm_head = writer.normal("lm_head", c.vocab, c.hidden, c.hidden, Use::kHead);
   return weights;
 }
 

@@ -110,6 +110,7 @@ void GlmFlash::feed_forward(const GlmLayer& w, bool dense, Tensor h, Tensor out)
   Routing routing{scratch(h.rows, config_.top_k, DType::kI32),
                   scratch(h.rows, config_.top_k, DType::kF32)};
   backend_.route(h, w.router, w.router_bias, config_.router(), routing);
+  if (on_routing) on_routing(routing);
   backend_.experts(h, routing, w.experts_gate_up, w.experts_down, out);
   gated_mlp(w.feed_forward, h, out, /*accumulate=*/true);  // the shared expert
 }

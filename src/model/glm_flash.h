@@ -33,6 +33,9 @@ class GlmFlash {
   // and with the final-normed rows (L), as transformers numbers hidden states. For tests.
   std::function<void(int, Tensor)> on_hidden_state{};
 
+  // Called with the routing of each layer that has experts, on the backend. For measurements.
+  std::function<void(const Routing&)> on_routing{};
+
   const GlmConfig& config() const { return config_; }
   Backend& backend() const { return backend_; }
   int max_rows() const { return max_rows_; }

@@ -182,7 +182,8 @@ void read_attention(WeightReader& reader, const std::string& prefix, const GlmCo
 
 void read_experts(WeightReader& reader, const std::string& prefix, const GlmConfig& c,
                   GlmLayer& layer) {
-  layer.router = reader.linear(prefix + "gate", c.num_experts, c.hidden);
+  layer.router =
+      reader.matrix(prefix + "gate", Use::kRouter, c.hidden, {{prefix + "gate", c.num_experts}});
   layer.router_bias = reader.vector(prefix + "gate.e_score_correction_bias", c.num_experts);
   const auto expert = [&](int64_t e) { return prefix + "experts." + std::to_string(e) + "."; };
   layer.experts_gate_up = reader.experts(
@@ -217,7 +218,7 @@ GlmWeights GlmWeights::load(const Checkpoint& checkpoint, const GlmConfig& c) {
     weights.layers.push_back(std::move(layer));
   }
   weights.final_norm = reader.vector("model.norm.weight", c.hidden);
-  weights.lm_head = reader.linear("lm_head", c.vocab, c.hidden);
+  weights.lm_head = reader.matrix("lm_head", Use::kHead, c.hidden, {{"lm_head", c.vocab}});
   reader.report_unused(c);
   return weights;
 }
@@ -237,9 +238,7 @@ void GlmWeights::for_each(const std::function<void(Weight&)>& visit) {
 
 int64_t GlmWeights::size_bytes() {
   int64_t bytes = 0;
-  for_each([&](Weight& w) {
-    for (const WeightPart& part : w.parts) bytes += storage_bytes(part.format, part.rows, w.cols);
-  });
+  for_each([&](Weight& w) { bytes += storage_bytes(w); });
   return bytes;
 }
 
@@ -248,9 +247,7 @@ void GlmWeights::upload(Backend& backend, const std::function<void(double)>& pro
   double done = 0;
   for_each([&](Weight& w) {
     w = backend.upload(w);
-    for (const WeightPart& part : w.parts) {
-      done += double(storage_bytes(part.format, part.rows, w.cols));
-    }
+    done += double(storage_bytes(w));
     if (progress) progress(done / total);
   });
 }

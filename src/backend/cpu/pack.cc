@@ -1,5 +1,6 @@
 #include "backend/cpu/pack.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -51,24 +52,35 @@ void decode_nvfp4(const PartRow& at, int64_t cols, float scale, float* out) {
   }
 }
 
-bool has_format(const Weight& weight, Format format) {
-  for (const WeightPart& part : weight.parts) {
-    if (part.format == format) return true;
-  }
-  return false;
+// Whether BF16 holds the part's values exactly, its tensor scale apart. INT4 times a group scale
+// and columns with input scales need more bits.
+bool fits_bf16(const WeightPart& part) {
+  return part.input_scales == nullptr && part.format != Format::kF32 &&
+         part.format != Format::kInt4;
 }
 
-float scale_of(const WeightPart& part) {
-  return part.format == Format::kNvfp4 ? part.global_scale : 1.0f;
+bool fits_bf16(const Weight& weight) {
+  return std::all_of(weight.parts.begin(), weight.parts.end(),
+                     [](const WeightPart& part) { return fits_bf16(part); });
 }
 
-// Row `r` as BF16, without the tensor's scale; an odd row is padded by a zero.
+bool has_scales(const Weight& weight) {
+  return std::any_of(weight.parts.begin(), weight.parts.end(),
+                     [](const WeightPart& part) { return part.global_scale != 1.0f; });
+}
+
+// Row `r` of a weight that fits BF16, without the tensor's scale; an odd row is padded by a zero.
 void bf16_row(const Weight& weight, int64_t r, float* scratch, uint16_t* out) {
   const PartRow at = find_row(weight, r);
   if (at.part->format == Format::kBF16) {
     std::memcpy(out, at.part->values + at.row * weight.cols * 2, size_t(weight.cols) * 2);
   } else {
-    decode_nvfp4(at, weight.cols, 1.0f, scratch);
+    if (at.part->format == Format::kNvfp4) {
+      decode_nvfp4(at, weight.cols, 1.0f, scratch);
+    } else {
+      const uint8_t* codes = at.part->values + at.row * weight.cols;
+      for (int64_t k = 0; k < weight.cols; ++k) scratch[k] = e4m3_table()[codes[k]];
+    }
     for (int64_t k = 0; k < weight.cols; ++k) {
       out[k] = uint16_t(std::bit_cast<uint32_t>(scratch[k]) >> 16);
     }
@@ -103,10 +115,10 @@ void store_output(const void* units, const Panels& panels, int64_t p, int lane) 
 
 // Rows of the weight as outputs.
 PanelStack pack_rows(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeight& owner) {
-  const bool f32 = has_format(w, Format::kF32);
+  const bool f32 = !fits_bf16(w);
   PanelStack stack = new_stack(f32 ? PanelFormat::kF32 : PanelFormat::kBF16, w.count, w.rows,
                                w.cols, arena, owner);
-  float* scales = !f32 && has_format(w, Format::kNvfp4) ? new_scales(stack, arena, owner) : nullptr;
+  float* scales = !f32 && has_scales(w) ? new_scales(stack, arena, owner) : nullptr;
   const int64_t panels = stack.first.count();
   pool.parallel_for(w.count * panels, [&](int64_t p) {
     std::vector<float> floats(static_cast<size_t>(w.cols));
@@ -123,7 +135,7 @@ PanelStack pack_rows(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeig
         bf16_row(w, r, floats.data(), halves.data());
         store_output(halves.data(), matrix, p % panels, lane);
       }
-      if (scales != nullptr) scales[p * kPanelRows + lane] = scale_of(*find_row(w, r).part);
+      if (scales != nullptr) scales[p * kPanelRows + lane] = find_row(w, r).part->global_scale;
     }
   });
   return stack;
@@ -131,13 +143,14 @@ PanelStack pack_rows(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeig
 
 // Columns of the weight as outputs: the tensor's scale then lies along K, so it must be one.
 PanelStack pack_columns(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeight& owner) {
-  bool f32 = has_format(w, Format::kF32);
-  for (const WeightPart& part : w.parts) f32 |= scale_of(part) != scale_of(w.parts[0]);
+  const float scale = w.parts[0].global_scale;
+  bool f32 = !fits_bf16(w);
+  for (const WeightPart& part : w.parts) f32 |= part.global_scale != scale;
   PanelStack stack = new_stack(f32 ? PanelFormat::kF32 : PanelFormat::kBF16, w.count, w.cols,
                                w.rows, arena, owner);
-  if (!f32 && scale_of(w.parts[0]) != 1.0f) {
+  if (!f32 && scale != 1.0f) {
     float* scales = new_scales(stack, arena, owner);
-    std::fill_n(scales, w.count * stack.first.count() * kPanelRows, scale_of(w.parts[0]));
+    std::fill_n(scales, w.count * stack.first.count() * kPanelRows, scale);
   }
   const size_t unit = f32 ? 4 : 2;
   pool.parallel_for(w.total_rows(), [&](int64_t r) {
@@ -198,8 +211,10 @@ void look_up_row(const Weight& table, int64_t row, float* out) {
       }
       return;
     case Format::kNvfp4:
-      decode_nvfp4(at, table.cols, at.part->global_scale, out);
-      return;
+      return decode_nvfp4(at, table.cols, at.part->global_scale, out);
+    case Format::kFp8:
+    case Format::kInt4:
+      return decode_row(table, row, out);
   }
 }
 

@@ -11,9 +11,10 @@
 //
 //   group  panel 0 line 0 | panel 1 line 0 | panel 2 line 0 | panel 3 line 0 | panel 0 line 1 | ...
 //
-// An odd K is padded by a zero, the last panel by rows of zeros. NVFP4 becomes BF16: code times
-// block scale has at most 6 significant bits, which BF16 holds exactly; the tensor's FP32 scale
-// multiplies the sum.
+// An odd K is padded by a zero, the last panel by rows of zeros. NVFP4 and FP8 become BF16: a code,
+// times its block scale, has at most 6 significant bits, which BF16 holds exactly; the tensor's
+// FP32 scale multiplies the sum. INT4 (11 bits with a BF16 group scale) and weights with input
+// scales become FP32.
 #pragma once
 
 #include <algorithm>
