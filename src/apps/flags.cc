@@ -26,7 +26,11 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
                    "with --load-format dummy: the first N layers only")
       ->check(CLI::Range(1, 1000))
       ->type_name("N");
-  group->add_option("--dtype", o.dtype, "auto or bfloat16")->type_name("NAME");
+  group
+      ->add_option("--dtype", o.dtype,
+                   "auto or bfloat16; float32: products, activations and cache in FP32 (slow, for "
+                   "measuring)")
+      ->type_name("NAME");
   group
       ->add_option("--quantization,-q", o.quantization,
                    "must agree with the checkpoint, which decides")
@@ -159,8 +163,23 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
   add_model_flags(app, o.model);
   auto* group = app.add_option_group("evaluation");
   group
+      ->add_option("--perplexity", o.perplexity,
+                   "a text, read in chunks of 512 tokens: how likely it is")
+      ->type_name("FILE.txt");
+  group
+      ->add_option("--chat", o.chat,
+                   "conversations as token ids with the spans that count, one JSON object a line")
+      ->type_name("FILE.jsonl");
+  group
+      ->add_option("--base", o.base,
+                   "the model that MODEL was made from: KL divergence and top-1 agreement")
+      ->type_name("MODEL");
+  group->add_option("--compare", o.compare, "a second model, side by side with differences")
+      ->type_name("MODEL");
+  group
       ->add_option("--tasks", o.tasks,
-                   "problems with answers, one JSON object a line (default: the pocket model's)")
+                   "problems with answers, one JSON object a line (default, without a text: the "
+                   "pocket model's)")
       ->type_name("FILE.jsonl");
   group->add_option("--problems", o.problems, "problems of each family (default: all)")
       ->check(CLI::Range(1, 1 << 20))
@@ -168,7 +187,7 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
   group->add_option("--families", o.families, "families to run (default: all)")
       ->delimiter(',')
       ->type_name("NAME,...");
-  group->add_option("--json", o.json, "write the result, with a bit for each problem")
+  group->add_option("--json", o.json, "write the results, with a bit for each problem")
       ->type_name("FILE");
 }
 

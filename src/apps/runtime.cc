@@ -23,8 +23,18 @@ int64_t available_memory_bytes() {
   return int64_t(1) << 32;
 }
 
-KvFormat kv_format_of(const std::string& name) {
-  if (name == "auto" || name == "bfloat16" || name == "bf16") return KvFormat::kBF16;
+// Whether --dtype asks for FP32 throughout.
+bool is_exact(const std::string& dtype) {
+  if (dtype == "auto" || dtype == "bfloat16" || dtype == "float32") return dtype == "float32";
+  throw Error("--dtype " + dtype +
+              ": the model is computed from its BF16 or quantized weights; use auto, bfloat16 or "
+              "float32");
+}
+
+KvFormat kv_format_of(const ModelOptions& o) {
+  const std::string& name = o.kv_cache_dtype;
+  if (name == "auto") return is_exact(o.dtype) ? KvFormat::kF32 : KvFormat::kBF16;
+  if (name == "bfloat16" || name == "bf16") return KvFormat::kBF16;
   if (name == "fp8" || name == "fp8_e4m3") return KvFormat::kFp8;
   if (name == "int8") return KvFormat::kInt8;
   if (name == "nvfp4") return KvFormat::kNvfp4;
@@ -32,22 +42,16 @@ KvFormat kv_format_of(const std::string& name) {
               ": not supported; use auto, bfloat16 (bf16), fp8 (fp8_e4m3), int8 or nvfp4");
 }
 
-void check_dtype(const std::string& dtype) {
-  if (dtype == "auto" || dtype == "bfloat16") return;
-  throw Error("--dtype " + dtype +
-              ": the model is computed from its BF16 or quantized weights; use auto or bfloat16");
-}
-
 // --quantization must agree with the checkpoint, as in vLLM; it decides nothing, the tensors do.
 void check_quantization(const std::string& method, const GlmConfig& config) {
   if (method.empty() || method == "None" || method == "none") return;
-  if (config.quantization.is_null()) {
+  if (config.quantization.empty()) {
     throw Error("--quantization " + method +
                 ": the checkpoint is not quantized (config.json has no quantization_config); "
                 "leave the flag out");
   }
-  const std::string stored = config.quantization.value("quant_method", "");
-  if (method != stored && method != stored + "_fp4") {
+  const std::string stored = config.quantization.method();
+  if (method != stored && method != stored + "_fp4" && method != stored + "_mixed") {
     throw Error("--quantization " + method + ": the checkpoint says \"" + stored + "\"");
   }
 }
@@ -124,15 +128,13 @@ int parse_token_count(const std::string& flag, const std::string& text) {
 
 Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                  std::function<void()> on_step)
-    : config(config_of(o, folder)) {
-  check_dtype(o.dtype);
+    : config(config_of(o, folder)), kv_format(kv_format_of(o)) {
   check_quantization(o.quantization, config);
   if (o.max_num_batched_tokens < o.max_num_seqs) {
     throw Error("--max-num-batched-tokens " + std::to_string(o.max_num_batched_tokens) +
                 " is less than --max-num-seqs " + std::to_string(o.max_num_seqs) +
                 ": a step decodes a token of each sequence");
   }
-  const KvFormat kv_format = kv_format_of(o.kv_cache_dtype);
   const Limits limits = limits_of(o, config, kv_format);
   EngineOptions engine_options{.max_model_len = limits.max_model_len,
                                .max_num_seqs = o.max_num_seqs,
@@ -145,9 +147,10 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                                .seed = o.seed,
                                .eos_token_ids = config.eos_token_ids,
                                .on_step = std::move(on_step)};
-  backend = create_backend({.device = o.device, .threads = o.threads});
+  backend = create_backend({.device = o.device, .threads = o.threads, .exact = is_exact(o.dtype)});
   weights = o.load_format == "dummy" ? dummy_weights(config)
                                      : GlmWeights::load(Checkpoint::open(folder), config);
+  if (o.full_logits) weights.lm_head.use = Use::kLinear;
   upload_weights();
   model = std::make_unique<GlmFlash>(config, weights, *backend, o.max_num_batched_tokens,
                                      Engine::logit_rows(engine_options));

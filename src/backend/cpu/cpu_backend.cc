@@ -13,8 +13,8 @@ constexpr int64_t kElementCost = 4;  // of a row kernel, in multiply-adds
 
 }  // namespace
 
-CpuBackend::CpuBackend(int threads)
-    : workers_(threads),
+CpuBackend::CpuBackend(int threads, bool exact)
+    : workers_(threads, exact),
       linear_(workers_),
       mla_store_(workers_),
       mla_attention_(workers_),

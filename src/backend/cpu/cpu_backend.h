@@ -16,8 +16,8 @@ namespace nibble {
 
 class CpuBackend : public Backend {
  public:
-  // 0 threads: the machine's physical cores.
-  explicit CpuBackend(int threads);
+  // 0 threads: the machine's physical cores. `exact`: no input of a product is ever rounded.
+  explicit CpuBackend(int threads, bool exact = false);
 
   std::string description() const override;
   MachineLimits measure_limits() override;

@@ -25,9 +25,9 @@ int64_t rows_per_block(int64_t cols) {
   return std::min<int64_t>(rows / kRowsOfTiles, 8) * kRowsOfTiles;
 }
 
-Workers::Workers(int threads)
+Workers::Workers(int threads, bool exact)
     : pool_(threads > 0 ? threads : num_physical_cores()),
-      multiply_(best_multiply()),
+      multiply_(exact ? multiply_f32 : best_multiply()),
       pairs_(size_t(pool_.size())) {}
 
 std::string Workers::instruction_set() const {

@@ -21,8 +21,8 @@ struct Share {
 
 class Workers {
  public:
-  // 0 threads: the machine's physical cores.
-  explicit Workers(int threads);
+  // 0 threads: the machine's physical cores. `exact`: multiply() is multiply_exactly().
+  Workers(int threads, bool exact);
 
   int size() const { return pool_.size(); }
   ThreadPool& pool() { return pool_; }
