@@ -3,6 +3,35 @@
 namespace nibble {
 namespace {
 
+void add_memory_flags(CLI::Option_group& group, ModelOptions& o) {
+  group.add_option("--block-size", o.block_size, "tokens of a page of the cache")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N");
+  group
+      .add_option("--num-gpu-blocks-override", o.num_gpu_blocks_override,
+                  "pages of the cache (default: by memory)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 31))
+      ->type_name("N");
+  group
+      .add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
+                  "memory of the cache (default: what a card has left; on a CPU up to 4 GiB)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 50))
+      ->type_name("BYTES");
+  group
+      .add_option("--gpu-memory-utilization", o.gpu_memory_utilization,
+                  "share of a card's memory to take in all")
+      ->capture_default_str()
+      ->check(CLI::Range(0.01, 1.0))
+      ->type_name("SHARE");
+  group
+      .add_option("--gpu-memory-limit", o.gpu_memory_limit,
+                  "take no more of a card in all than this, such as 16303MiB or 15.5GiB")
+      ->type_name("SIZE");
+  group.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.prefix_caching,
+                 "keep and share the cache of common beginnings (default: on)");
+}
+
 void add_model_flags(CLI::App& app, ModelOptions& o) {
   app.add_option("model", o.model,
                  "folder with config.json, tokenizer.json and *.safetensors (default: the pocket "
@@ -53,32 +82,7 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20))
       ->type_name("N");
-  group->add_option("--block-size", o.block_size, "tokens of a page of the cache")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N");
-  group
-      ->add_option("--num-gpu-blocks-override", o.num_gpu_blocks_override,
-                   "pages of the cache (default: by memory)")
-      ->check(CLI::Range(int64_t(1), int64_t(1) << 31))
-      ->type_name("N");
-  group
-      ->add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
-                   "memory of the cache (default: what a card has left; on a CPU up to 4 GiB)")
-      ->check(CLI::Range(int64_t(1), int64_t(1) << 50))
-      ->type_name("BYTES");
-  group
-      ->add_option("--gpu-memory-utilization", o.gpu_memory_utilization,
-                   "share of a card's memory to take in all")
-      ->capture_default_str()
-      ->check(CLI::Range(0.01, 1.0))
-      ->type_name("SHARE");
-  group
-      ->add_option("--gpu-memory-limit", o.gpu_memory_limit,
-                   "take no more of a card in all than this, such as 16303MiB or 15.5GiB")
-      ->type_name("SIZE");
-  group->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.prefix_caching,
-                  "keep and share the cache of common beginnings (default: on)");
+  add_memory_flags(*group, o);
   group->add_option("--max-logprobs", o.max_logprobs, "most top_logprobs a request may ask for")
       ->capture_default_str()
       ->check(CLI::Range(0, 1000))
@@ -283,6 +287,8 @@ void add_quantize_flags(CLI::App& app, QuantizeFlags& f) {
       ->type_name("NAME");
 
   group = app.add_option_group("run");
+  group->add_option("--spill", o.spill, "folder for activations (default: memory)")
+      ->type_name("DIR");
   group->add_flag("--resume", o.resume, "go on with a run that was stopped");
   group->add_option("--device", f.device, "auto or cpu; reference: plain loops, for tests")
       ->capture_default_str()
