@@ -1,5 +1,6 @@
 // Packs matrices for the tensor cores (packed.h): a thread makes 16 bytes of codes or values.
 #include <algorithm>
+#include <vector>
 
 #include "backend/cuda/device.h"
 #include "backend/cuda/packed.h"
@@ -57,21 +58,12 @@ __device__ float e4m3_value(uint8_t bits) {
   return bits & 0x80 ? -magnitude : magnitude;
 }
 
-__device__ float e2m1_value(int code) {
-  const int magnitude = code & 7;
-  const float value = magnitude < 2 ? 0.5f * float(magnitude)
-                                    : ldexpf(1.0f + 0.5f * float(magnitude & 1), magnitude / 2 - 1);
-  return code & 8 ? -value : value;
-}
-
+// BF16, FP8 (without the global scale) and F32.
 __device__ float value_at(const Source& s, int row, int column, int cols) {
   const int64_t i = int64_t(row - s.first_row) * cols + column;
   if (s.format == Format::kF32) return reinterpret_cast<const float*>(s.values)[i];
-  if (s.format == Format::kBF16) {
-    return __int_as_float(int(reinterpret_cast<const uint16_t*>(s.values)[i]) << 16);
-  }
-  const int code = s.values[i / 2] >> (i % 2 * 4) & 15;
-  return e2m1_value(code) * e4m3_value(s.block_scales[i / nvfp4::kBlock]) * s.global_scale;
+  if (s.format == Format::kFp8) return e4m3_value(s.values[i]);
+  return __int_as_float(int(reinterpret_cast<const uint16_t*>(s.values)[i]) << 16);
 }
 
 // E4M3 magnitude, not zero, as E5M3 with bias 9; NaN as all ones, which decodes to NaN.
@@ -139,7 +131,7 @@ __device__ uint32_t bf16_of(float value) {
   return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
 }
 
-// BF16 and F32.
+// Packed as BF16 or F32.
 __global__ void pack_values_kernel(PackTask task, const __grid_constant__ Sources sources) {
   const PackedMatrices& w = task.to;
   const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -173,19 +165,24 @@ __global__ void pack_factors_kernel(PackTask task, const __grid_constant__ Sourc
   const int i = task.first_tile * kTileRows + int(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= task.end_tile * kTileRows) return;
   const Source* s = source_of(sources, row_at(task.to, i / kTileRows, i % kTileRows));
-  const bool coded = task.to.format == Format::kNvfp4 && s != nullptr;
-  task.factors[i] = coded ? s->global_scale * kNvfp4Factor : 1.0f;
+  const float scale = s == nullptr ? 1.0f : s->global_scale;
+  task.factors[i] = task.to.format == Format::kNvfp4 ? scale * kNvfp4Factor : scale;
 }
 
-// NVFP4 and BF16 where all parts are; else F32, which holds the values of any format.
-Format common_format(const Weight& w) {
-  const Format first = w.parts.front().format;
-  const auto same = [&](const WeightPart& p) { return p.format == first; };
-  return std::ranges::all_of(w.parts, same) ? first : Format::kF32;
+// NVFP4 where all parts are, BF16 where that holds their values but for a factor a row; else F32,
+// which holds 16 bits of any value.
+Format packed_format(const Weight& w) {
+  const auto all = [&](auto&& is) {
+    return std::ranges::all_of(
+        w.parts, [&](const WeightPart& p) { return p.input_scales == nullptr && is(p.format); });
+  };
+  if (all([](Format f) { return f == Format::kNvfp4; })) return Format::kNvfp4;
+  if (all([](Format f) { return f == Format::kBF16 || f == Format::kFp8; })) return Format::kBF16;
+  return Format::kF32;
 }
 
 PackedMatrices layout_of(const Weight& host, bool halves) {
-  PackedMatrices w{.format = common_format(host),
+  PackedMatrices w{.format = packed_format(host),
                    .rows = int(host.rows),
                    .cols = int(host.cols),
                    .halves = halves};
@@ -201,37 +198,52 @@ PackedMatrices layout_of(const Weight& host, bool halves) {
   return w;
 }
 
-// Copies the rows [first, end) of the stack, numbered within their matrix, behind what `raw` holds.
+// Copies the rows [first, end) of the stack, numbered within their matrix, behind what `raw` holds:
+// as stored, or decoded where they are packed as F32.
 class Copier {
  public:
-  Copier(const Uploads& to, const Weight& host, uint8_t* raw) : to_(to), host_(host), raw_(raw) {}
+  Copier(const Uploads& to, const Weight& host, Format packed, uint8_t* raw)
+      : to_(to), host_(host), packed_(packed), raw_(raw) {}
 
   void add(int64_t first, int64_t end, int64_t matrix_row) {
-    int64_t part_row = 0;
-    for (const WeightPart& part : host_.parts) {
-      const int64_t from = std::max(first, part_row), until = std::min(end, part_row + part.rows);
-      if (from < until) add_part(part, from - part_row, until - from, matrix_row + from - first);
-      part_row += part.rows;
+    if (packed_ == Format::kF32) return add_decoded(first, end, matrix_row);
+    for (const WeightPart& part : slice_rows(host_, first, end - first)) {
+      Source& s = add_source(part.format, matrix_row, part.rows);
+      s.global_scale = part.global_scale;
+      const int64_t values = part.rows * host_.cols;
+      if (part.format == Format::kNvfp4) {
+        s.values = copy(part.values, values / 2);
+        s.block_scales = copy(part.block_scales, values / nvfp4::kBlock);
+      } else {
+        s.values = copy(part.values, part.format == Format::kFp8 ? values : 2 * values);
+      }
+      matrix_row += part.rows;
     }
   }
 
   const Sources& sources() const { return sources_; }
 
  private:
-  void add_part(const WeightPart& part, int64_t skip, int64_t rows, int64_t matrix_row) {
-    CHECK(sources_.count < kMaxSources, "%s: too many parts in a matrix", host_.name.c_str());
-    Source& s = sources_.source[sources_.count++];
-    s.format = part.format;
-    s.global_scale = part.global_scale;
-    s.first_row = int(matrix_row);
-    s.rows = int(rows);
-    const int64_t scales_a_row = host_.cols / nvfp4::kBlock;
-    const bool coded = part.format == Format::kNvfp4;
-    const int64_t bytes_a_row = coded ? host_.cols / 2 : storage_bytes(part.format, 1, host_.cols);
-    s.values = copy(part.values + skip * bytes_a_row, rows * bytes_a_row);
-    if (coded) s.block_scales = copy(part.block_scales + skip * scales_a_row, rows * scales_a_row);
+  void add_decoded(int64_t first, int64_t end, int64_t matrix_row) {
+    std::vector<float> rows(size_t((end - first) * host_.cols));
+    for (int64_t r = first; r < end; ++r) {
+      decode_row(host_, r, rows.data() + (r - first) * host_.cols);
+    }
+    Source& s = add_source(Format::kF32, matrix_row, end - first);
+    s.values =
+        copy(reinterpret_cast<const uint8_t*>(rows.data()), int64_t(rows.size() * sizeof(float)));
   }
 
+  Source& add_source(Format format, int64_t matrix_row, int64_t rows) {
+    CHECK(sources_.count < kMaxSources, "%s: too many parts in a matrix", host_.name.c_str());
+    Source& s = sources_.source[sources_.count++];
+    s.format = format;
+    s.first_row = int(matrix_row);
+    s.rows = int(rows);
+    return s;
+  }
+
+  // From memory that is not pinned: when this returns, `from` may go.
   const uint8_t* copy(const uint8_t* from, int64_t bytes) {
     uint8_t* place = raw_ + used_;
     CUDA_CHECK(cudaMemcpyAsync(place, from, size_t(bytes), cudaMemcpyHostToDevice, to_.stream));
@@ -241,6 +253,7 @@ class Copier {
 
   const Uploads& to_;
   const Weight& host_;
+  const Format packed_;
   uint8_t* raw_;
   int64_t used_ = 0;
   Sources sources_;
@@ -257,7 +270,7 @@ void pack_tiles(const Uploads& to, const Weight& host, const PackTask& task, int
                 uint8_t* raw) {
   const PackedMatrices& w = task.to;
   const int64_t base = matrix * w.rows;
-  Copier copier(to, host, raw);
+  Copier copier(to, host, w.format, raw);
   if (w.halves) {
     const int64_t half = w.rows / 2, end = std::min<int64_t>(half, task.end_tile * 8);
     const int64_t first = std::min<int64_t>(end, task.first_tile * 8);
@@ -290,7 +303,7 @@ std::shared_ptr<const void> pack_matrices(const Uploads& to, const Weight& host,
   w.data = data;
   w.factors = scales;
 
-  const int64_t row_bytes = storage_bytes(Format::kF32, 1, host.cols);
+  const int64_t row_bytes = host.cols * int64_t(sizeof(float));  // of any format at most
   const int tiles_at_once =
       int(std::clamp<int64_t>(int64_t(kChunkBytes) / (row_bytes * kTileRows), 1, w.tiles));
   const DeviceMemory raw(size_t(tiles_at_once * kTileRows * row_bytes) + 2 * kMaxSources * 256);

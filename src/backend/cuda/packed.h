@@ -49,7 +49,8 @@ struct PackedMatrices {
   bool halves = false;
 };
 
-// Copies the weight to the card and packs it there. Not for weights of several formats in one part.
+// Copies the weight to the card and packs it there. FP8 is packed as BF16 with its scale as the
+// rows' factor; INT4, input scales and mixed formats are decoded on the host and packed as F32.
 std::shared_ptr<const void> pack_matrices(const Uploads& to, const Weight& host, bool halves);
 
 }  // namespace nibble::cuda
