@@ -5,6 +5,11 @@
 //   down     a block = a tile of outputs, for all chunks; then the sum over a row's slots
 //
 // Each block groups the pairs by expert for itself: a hand-over costs more than that.
+//
+// Share of 3.0 TB/s: the chosen experts' bytes over the time of both kernels, NVFP4, hidden 2048,
+// width 1536, 4 of 48 experts, on an H100 80GB HBM3: 1 row 44 % (16 us), 4 rows 56 %, 8 rows 67 %,
+// 16 rows 76 %, 32 rows 72 %, 64 rows 67 % (127 us). Bound by decoding and, with one row, by two
+// hand-overs.
 #include "backend/cuda/experts_products.h"
 #include "backend/cuda/experts_work.cuh"
 #include "backend/cuda/stream.cuh"

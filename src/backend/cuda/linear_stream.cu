@@ -1,5 +1,13 @@
 // out = x w^T for few rows: packed.h's formula, stream.cuh's tiling, an item = the tiles of a
 // block.
+//
+// Share of 3.0 TB/s: the matrix's bytes over the time of one of many launches in a graph, on an
+// H100 80GB HBM3, 1 and 8 rows:
+//   BF16   154880 x 2048  100, 97 %     2048 x 5120  82, 78 %
+//   NVFP4  20480 x 2048   66, 66 %      2048 x 10240 44, 42 %     3072 x 2048  40, 37 %
+//          2048 x 5120    39, 37 %      5120 x 768   29, 27 %     2048 x 1536  26, 23 %
+//          1344 x 2048    24, 19 %: 2.1 us, of which its bytes take 0.5
+// The small ones are bound by the hand-over to the next kernel and by the chain of one tile.
 #include "backend/cuda/linear_work.cuh"
 #include "backend/cuda/stream.cuh"
 
