@@ -138,6 +138,10 @@ __device__ void choose(const float* scores, const float* bias, const RouterShape
   __syncwarp();
   const float scale = shape.scaling / (shape.normalize ? total + 1e-20f : 1.0f);
   for (int k = lane; k < shape.top_k; k += kWarp) weights[k] = scores[experts[k]] * scale;
+  for (int s = lane; s < shape.num_shared; s += kWarp) {
+    experts[shape.top_k + s] = shape.num_experts + s;
+    weights[shape.top_k + s] = 1;
+  }
 }
 
 template <typename W>
