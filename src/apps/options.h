@@ -32,6 +32,7 @@ struct ModelOptions {
   bool prefix_caching = true;
   int max_logprobs = 20;
   uint64_t seed = 0;
+  bool full_logits = false;  // every logit as exact as the largest
 };
 
 struct ServeOptions {
@@ -65,8 +66,12 @@ struct ChatOptions {
 
 struct EvalOptions {
   ModelOptions model{};
-  std::string tasks{};  // a .jsonl file
-  int problems = 0;     // of each family; 0: all
+  std::string perplexity{};  // a text file
+  std::string chat{};        // a .jsonl file
+  std::string tasks{};       // a .jsonl file
+  std::string base{};        // a model whose predictions are the truth
+  std::string compare{};     // a model to show beside the first
+  int problems = 0;          // of each family; 0: all
   std::vector<std::string> families{};
   std::string json{};  // where to write the result
 };

@@ -5,10 +5,14 @@
 #include <chrono>
 #include <cstdio>
 #include <map>
+#include <optional>
 
+#include "apps/calibration_file.h"
 #include "apps/model_files.h"
 #include "apps/subcommands.h"
 #include "apps/terminal.h"
+#include "backend/create.h"
+#include "compress/best_encoder.h"
 
 namespace nibble {
 namespace {
@@ -82,9 +86,22 @@ int quantize(const QuantizeFlags& flags) {
   const auto start = Clock::now();
   QuantizeJob job{.options = flags.quantize};
   job.options.source = find_model(flags.quantize.source.string());
-  ThreadPool pool(flags.threads > 0 ? flags.threads : num_physical_cores());
-  job.make_encoder = [&](const Recipe&, const GlmConfig&, const GlmWeights&) {
-    return make_nearest_encoder(pool);
+  const int threads = flags.threads > 0 ? flags.threads : num_physical_cores();
+  ThreadPool pool(threads);
+  const auto backend = create_backend({.device = flags.device, .threads = threads});
+  std::optional<CalibrationTokens> tokens;
+  std::optional<LayerRunner> runner;
+  if (job.options.recipe != "rtn") {
+    tokens.emplace(load_calibration(job.options.source, {.path = flags.calibration,
+                                                         .samples = flags.samples,
+                                                         .max_length = flags.max_length,
+                                                         .strict = flags.strict}));
+    job.options.calibration_key = tokens->key();
+  }
+  job.make_encoder = [&](const Recipe& recipe, const GlmConfig& config, const GlmWeights& weights) {
+    if (recipe.method == Method::kRoundToNearest) return make_nearest_encoder(pool);
+    runner.emplace(config, weights, *backend, *tokens, job.options.spill);
+    return make_best_encoder(recipe, *runner, pool);
   };
   ProgressLine line;
   job.on_progress = [&](const QuantizeProgress& p) {

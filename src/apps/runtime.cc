@@ -12,19 +12,23 @@
 namespace nibble {
 namespace {
 
-KvFormat kv_format_of(const std::string& name) {
-  if (name == "auto" || name == "bfloat16" || name == "bf16") return KvFormat::kBF16;
+// Whether --dtype asks for FP32 throughout.
+bool is_exact(const std::string& dtype) {
+  if (dtype == "auto" || dtype == "bfloat16" || dtype == "float32") return dtype == "float32";
+  throw Error("--dtype " + dtype +
+              ": the model is computed from its BF16 or quantized weights; use auto, bfloat16 or "
+              "float32");
+}
+
+KvFormat kv_format_of(const ModelOptions& o) {
+  const std::string& name = o.kv_cache_dtype;
+  if (name == "auto") return is_exact(o.dtype) ? KvFormat::kF32 : KvFormat::kBF16;
+  if (name == "bfloat16" || name == "bf16") return KvFormat::kBF16;
   if (name == "fp8" || name == "fp8_e4m3") return KvFormat::kFp8;
   if (name == "int8") return KvFormat::kInt8;
   if (name == "nvfp4") return KvFormat::kNvfp4;
   throw Error("--kv-cache-dtype " + name +
               ": not supported; use auto, bfloat16 (bf16), fp8 (fp8_e4m3), int8 or nvfp4");
-}
-
-void check_dtype(const std::string& dtype) {
-  if (dtype == "auto" || dtype == "bfloat16") return;
-  throw Error("--dtype " + dtype +
-              ": the model is computed from its BF16 or quantized weights; use auto or bfloat16");
 }
 
 // --quantization must agree with the checkpoint, as in vLLM; it decides nothing, the tensors do.
@@ -166,15 +170,13 @@ int parse_token_count(const std::string& flag, const std::string& text) {
 
 Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                  std::function<void()> on_step)
-    : config(config_of(o, folder)) {
-  check_dtype(o.dtype);
+    : config(config_of(o, folder)), kv_format(kv_format_of(o)) {
   check_quantization(o.quantization, config);
   if (o.max_num_batched_tokens < o.max_num_seqs) {
     throw Error("--max-num-batched-tokens " + std::to_string(o.max_num_batched_tokens) +
                 " is less than --max-num-seqs " + std::to_string(o.max_num_seqs) +
                 ": a step decodes a token of each sequence");
   }
-  const KvFormat kv_format = kv_format_of(o.kv_cache_dtype);
   EngineOptions engine_options{.max_num_seqs = o.max_num_seqs,
                                .max_num_batched_tokens = o.max_num_batched_tokens,
                                .page_size = o.block_size,
@@ -184,10 +186,13 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                                .seed = o.seed,
                                .eos_token_ids = config.eos_token_ids,
                                .on_step = std::move(on_step)};
-  backend = create_backend(
-      {.device = o.device, .threads = o.threads, .card_memory_bytes = card_limit_bytes(o)});
+  backend = create_backend({.device = o.device,
+                            .threads = o.threads,
+                            .exact = is_exact(o.dtype),
+                            .card_memory_bytes = card_limit_bytes(o)});
   weights = o.load_format == "dummy" ? dummy_weights(config)
                                      : GlmWeights::load(Checkpoint::open(folder), config);
+  if (o.full_logits) weights.lm_head.use = Use::kLinear;
   upload_weights();
   model = std::make_unique<GlmFlash>(config, weights, *backend, o.max_num_batched_tokens,
                                      Engine::logit_rows(engine_options));

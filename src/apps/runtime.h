@@ -30,6 +30,7 @@ class Runtime {
   void stop(bool drain);
 
   const GlmConfig config;
+  const KvFormat kv_format;
   std::unique_ptr<Backend> backend;
   GlmWeights weights;
   std::unique_ptr<GlmFlash> model;

@@ -53,10 +53,16 @@ bool has_cuda_device() {
 
 std::unique_ptr<Backend> create_backend(const BackendOptions& options) {
   const bool automatic = options.device == "auto";
-  if (names_cuda(options.device) || (automatic && has_cuda_device())) {
+  if (options.exact && names_cuda(options.device)) {
+    throw Error("--device " + options.device +
+                ": does not compute in FP32 throughout; --dtype float32 needs cpu or reference");
+  }
+  if (names_cuda(options.device) || (automatic && !options.exact && has_cuda_device())) {
     return create_cuda(automatic ? 0 : index_of(options.device), options.card_memory_bytes);
   }
-  if (automatic || options.device == "cpu") return std::make_unique<CpuBackend>(options.threads);
+  if (automatic || options.device == "cpu") {
+    return std::make_unique<CpuBackend>(options.threads, options.exact);
+  }
   if (options.device == "reference") return std::make_unique<ReferenceBackend>();
   throw Error("--device " + options.device +
               ": there is no such device; use auto, cpu, cuda, cuda:N or reference");

@@ -31,16 +31,6 @@ DType dtype_of(Format format) {
   return format == Format::kF32 ? DType::kF32 : DType::kBF16;
 }
 
-// Calls visit(part, first row in the part) for the part that holds the stack's row `row`.
-template <typename Visit>
-void find_part(const Weight& weight, int64_t row, Visit&& visit) {
-  for (const WeightPart& part : weight.parts) {
-    if (row < part.rows) return visit(part, row);
-    row -= part.rows;
-  }
-  CHECK(false, "%s is too short", weight.name.c_str());
-}
-
 void write_scalar(const std::string& name, float value, CheckpointWriter& writer) {
   writer.write(name, &value, sizeof value);
 }
@@ -128,9 +118,8 @@ std::vector<TensorPlan> plan_tensors(const Recipe& recipe, const PlannedGroup& p
     const int64_t n = linear.rows, k = planned.group.cols;
     switch (planned.precision) {
       case Precision::kKept:
-        find_part(*planned.weight, row, [&](const WeightPart& part, int64_t) {
-          tensors.push_back({x + ".weight", dtype_of(part.format), {n, k}});
-        });
+        tensors.push_back(
+            {x + ".weight", dtype_of(slice_rows(*planned.weight, row, n)[0].format), {n, k}});
         break;
       case Precision::kFp8:
         tensors.push_back({x + ".weight", DType::kF8E4M3, {n, k}});
@@ -191,13 +180,10 @@ void write_encoded(const Recipe& recipe, const PlannedGroup& planned, const Enco
 void write_kept(const PlannedGroup& planned, CheckpointWriter& writer) {
   int64_t row = planned.group.first_row;
   for (const Linear& linear : planned.group.linears) {
-    find_part(*planned.weight, row, [&](const WeightPart& part, int64_t first) {
-      CHECK(part.format == Format::kF32 || part.format == Format::kBF16, "%s",
-            planned.weight->name.c_str());
-      const int64_t row_bytes = planned.group.cols * (part.format == Format::kF32 ? 4 : 2);
-      writer.write(linear.name + ".weight", part.values + first * row_bytes,
-                   linear.rows * row_bytes);
-    });
+    const WeightPart part = slice_rows(*planned.weight, row, linear.rows)[0];
+    const int64_t value_bytes = int64_t(dtype_bytes(dtype_of(part.format)));
+    writer.write(linear.name + ".weight", part.values,
+                 linear.rows * planned.group.cols * value_bytes);
     row += linear.rows;
   }
 }

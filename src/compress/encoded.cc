@@ -1,7 +1,7 @@
 #include "compress/encoded.h"
 
 #include "base/check.h"
-#include "base/numbers.h"
+#include "quant/fp8.h"
 #include "quant/nvfp4.h"
 
 namespace nibble {
@@ -18,14 +18,25 @@ Encoded Encoded::of(Precision precision, int64_t rows, int64_t cols) {
   return encoded;
 }
 
+WeightPart Encoded::part() const {
+  WeightPart part{.format = precision == Precision::kNvfp4 ? Format::kNvfp4 : Format::kFp8,
+                  .rows = rows,
+                  .values = codes.data(),
+                  .block_scales = scales.empty() ? nullptr : scales.data(),
+                  .global_scale = tensor_scale};
+  if (!input_scale.empty()) {
+    part.input_scales = reinterpret_cast<const uint8_t*>(input_scale.data());
+    part.input_scale_dtype = DType::kBF16;
+  }
+  return part;
+}
+
 void Encoded::decode_row(int64_t r, float* out) const {
   if (precision == Precision::kNvfp4) {
     nvfp4::decode_row(codes.data() + r * cols / 2, scales.data() + r * cols / nvfp4::kBlock,
                       tensor_scale, cols, out);
-    return;
-  }
-  for (int64_t k = 0; k < cols; ++k) {
-    out[k] = e4m3_to_float(codes[size_t(r * cols + k)]) * tensor_scale;
+  } else {
+    fp8::decode_row(codes.data() + r * cols, tensor_scale, cols, out);
   }
 }
 

@@ -23,6 +23,8 @@ struct Encoded {
 
   // Room for the codes and scales of the shape.
   static Encoded of(Precision precision, int64_t rows, int64_t cols);
+  // As a part of a weight, pointing into this.
+  WeightPart part() const;
   // Row `r` as floats, input_scale left out.
   void decode_row(int64_t r, float* out) const;
 };

@@ -43,7 +43,7 @@ std::string read_file(const fs::path& path) {
 
 void refuse_quantized(const fs::path& folder, const GlmConfig& config,
                       const Checkpoint& checkpoint) {
-  std::string what = config.quantization.is_null() ? "" : "its config.json has quantization_config";
+  std::string what = config.quantization.empty() ? "" : "its config.json has quantization_config";
   for (const auto& [name, tensor] : checkpoint.tensors()) {
     const bool plain = tensor.dtype == DType::kBF16 || tensor.dtype == DType::kF32;
     if (what.empty() && !plain) what = name + " is " + dtype_name(tensor.dtype);
@@ -160,7 +160,7 @@ class QuantizeRun {
 
   void pass_layers(LayerEncoder& encoder, int done) {
     GlmConfig config = config_;
-    config.quantization = nlohmann::json::object();
+    config.quantization = {};
     const GlmWeights written =
         GlmWeights::load(Checkpoint::open(writer_->partial_folder()), config);
     for (int l = 0; l < done; ++l) {

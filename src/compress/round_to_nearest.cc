@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "base/numbers.h"
+#include "quant/fp8.h"
 #include "quant/nvfp4.h"
 
 namespace nibble {
@@ -21,9 +21,7 @@ void encode_row(const float* row, int64_t r, Encoded& out) {
                       out.scales.data() + r * out.cols / nvfp4::kBlock);
     return;
   }
-  for (int64_t k = 0; k < out.cols; ++k) {
-    out.codes[size_t(r * out.cols + k)] = float_to_e4m3(row[k] / out.tensor_scale);
-  }
+  fp8::encode_row(row, out.tensor_scale, out.cols, out.codes.data() + r * out.cols);
 }
 
 Encoded round_rows(const RowReader& read, float amax, int64_t rows, int64_t cols,
@@ -31,7 +29,7 @@ Encoded round_rows(const RowReader& read, float amax, int64_t rows, int64_t cols
   Encoded out = Encoded::of(precision, rows, cols);
   out.tensor_scale = precision == Precision::kNvfp4 ? nvfp4::global_scale_of(amax)
                      : amax == 0                    ? 1.0f
-                                                    : amax / nvfp4::kE4M3Max;
+                                                    : fp8::scale_of(amax);
   pool.run([&](int share) {
     std::vector<float> buffer(static_cast<size_t>(cols));
     const int64_t last = rows * (share + 1) / pool.size();

@@ -85,6 +85,30 @@ void GlmFlash::run_layers(const Batch& batch, std::span<const KvLayer> caches, T
   backend_.gather_rows(h, batch, last);
 }
 
+void GlmFlash::add_attention(int layer, const Batch& batch, const KvLayer& cache, Tensor x) {
+  const GlmLayer& w = weights_.layers[size_t(layer)];
+  add_block(w.attention_norm, batch, x,
+            [&](Tensor h, Tensor d) { attention(w, batch, cache, h, d); });
+}
+
+void GlmFlash::add_feed_forward(int layer, const Batch& batch, Tensor x) {
+  const GlmLayer& w = weights_.layers[size_t(layer)];
+  add_block(w.feed_forward_norm, batch, x,
+            [&](Tensor h, Tensor d) { feed_forward(w, config_.is_dense(layer), h, d); });
+}
+
+void GlmFlash::add_block(const Weight& norm, const Batch& batch, Tensor x,
+                         const std::function<void(Tensor h, Tensor d)>& block) {
+  CHECK(batch.rows() == x.rows && batch.rows() <= max_rows_);
+  arena_used_ = 0;
+  Tensor h = scratch(x.rows, config_.hidden, backend_.activation_dtype());
+  Tensor d = scratch(x.rows, config_.hidden, backend_.activation_dtype());
+  backend_.begin_step(batch);
+  backend_.add_rms_norm(x, {}, norm, config_.norm_eps, h);
+  block(h, d);
+  backend_.add_rms_norm(x, d, norm, config_.norm_eps, h);  // for the sum alone
+}
+
 void GlmFlash::attention(const GlmLayer& w, const Batch& batch, const KvLayer& cache, Tensor h,
                          Tensor out) {
   const MlaShape mla = config_.mla();

@@ -1,6 +1,7 @@
 // GlmFlash: the forward pass of GLM-4.7-Flash (glm4_moe_lite), once, over any Backend.
 #pragma once
 
+#include <functional>
 #include <span>
 
 #include "backend/backend.h"
@@ -27,6 +28,11 @@ class GlmFlash {
   // batch.logit_rows, [R, vocab] F32, valid until the next call.
   Tensor forward(const Batch& batch, std::span<const KvLayer> caches);
 
+  // One block of a layer on a residual stream [T, D] F32 of the caller's: x += block(norm(x)). For
+  // work layer by layer; all blocks in turn are what forward() computes.
+  void add_attention(int layer, const Batch& batch, const KvLayer& cache, Tensor x);
+  void add_feed_forward(int layer, const Batch& batch, Tensor x);
+
   // Called with the residual stream [T, D] after the embedding (0), after layers 0 .. L-2 (1 ..)
   // and with the final-normed rows (L), as transformers numbers hidden states. For tests.
   std::function<void(int, Tensor)> on_hidden_state{};
@@ -45,6 +51,8 @@ class GlmFlash {
   void attention(const GlmLayer& w, const Batch& batch, const KvLayer& cache, Tensor h, Tensor out);
   void feed_forward(const GlmLayer& w, bool dense, Tensor h, Tensor out);
   void gated_mlp(const GlmFeedForward& w, Tensor h, Tensor out, bool accumulate);
+  void add_block(const Weight& norm, const Batch& batch, Tensor x,
+                 const std::function<void(Tensor h, Tensor d)>& block);
   void hidden_state(int index, Tensor x);
   Tensor scratch(int64_t rows, int64_t cols, DType dtype);
 

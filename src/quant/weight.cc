@@ -1,5 +1,6 @@
 #include "quant/weight.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/check.h"
@@ -68,7 +69,48 @@ int64_t part_bytes(const WeightPart& part, int64_t cols) {
   return 0;
 }
 
+WeightPart slice_part(WeightPart part, int64_t first, int64_t count, int64_t cols) {
+  switch (part.format) {
+    case Format::kF32:
+      part.values += first * cols * 4;
+      break;
+    case Format::kBF16:
+      part.values += first * cols * 2;
+      break;
+    case Format::kNvfp4:
+      part.values += first * cols / 2;
+      part.block_scales += first * cols / nvfp4::kBlock;
+      break;
+    case Format::kFp8:
+      part.values += first * cols;
+      break;
+    case Format::kInt4:
+      part.values += first * cols / 2;
+      part.block_scales += first * scale_row_bytes(part, cols);
+      break;
+  }
+  part.rows = count;
+  return part;
+}
+
 }  // namespace
+
+std::vector<WeightPart> slice_rows(const Weight& weight, int64_t first, int64_t count) {
+  std::vector<WeightPart> slices;
+  for (const WeightPart& part : weight.parts) {
+    if (count == 0) break;
+    if (first >= part.rows) {
+      first -= part.rows;
+      continue;
+    }
+    const int64_t taken = std::min(count, part.rows - first);
+    slices.push_back(slice_part(part, first, taken, weight.cols));
+    count -= taken;
+    first = 0;
+  }
+  CHECK(count == 0, "%s has fewer rows", weight.name.c_str());
+  return slices;
+}
 
 int64_t storage_bytes(const Weight& weight) {
   int64_t bytes = 0;

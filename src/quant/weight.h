@@ -64,6 +64,9 @@ struct Weight {
   int64_t total_rows() const { return count * rows; }
 };
 
+// Rows [first, first + count) of the stack as parts of their own, pointing to the same bytes.
+std::vector<WeightPart> slice_rows(const Weight& weight, int64_t first, int64_t count);
+
 // Bytes of the weight as stored, scales included.
 int64_t storage_bytes(const Weight& weight);
 

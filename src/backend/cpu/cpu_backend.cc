@@ -13,8 +13,9 @@ constexpr int64_t kElementCost = 4;  // of a row kernel, in multiply-adds
 
 }  // namespace
 
-CpuBackend::CpuBackend(int threads)
-    : workers_(threads),
+CpuBackend::CpuBackend(int threads, bool exact)
+    : exact_(exact),
+      workers_(threads, exact),
       linear_(workers_),
       mla_store_(workers_),
       mla_attention_(workers_),
@@ -33,7 +34,8 @@ MachineLimits CpuBackend::measure_limits() {
 }
 
 DType CpuBackend::product_input_dtype(Format format) const {
-  const PanelFormat panels = format == Format::kNvfp4 ? PanelFormat::kNvfp4 : PanelFormat::kBF16;
+  const PanelFormat panels =
+      format == Format::kNvfp4 && !exact_ ? PanelFormat::kNvfp4 : PanelFormat::kBF16;
   switch (workers_.kernel(panels).input) {
     case InputFormat::kF32:
       return DType::kF32;
@@ -66,7 +68,7 @@ void CpuBackend::read(const void* memory, void* host, size_t bytes) {
 
 Weight CpuBackend::upload(const Weight& host) {
   Weight uploaded = host;
-  uploaded.resident = pack(host, weights_, workers_.pool());
+  uploaded.resident = pack(host, weights_, workers_.pool(), exact_);
   return uploaded;
 }
 

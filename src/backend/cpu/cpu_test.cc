@@ -106,7 +106,7 @@ void check_products(const Panels& w, const float* weights, const Kernel& kernel,
   Scratch<uint8_t> memory, scratch;
   const InputRows inputs{memory.fit(size_t(kRows * bytes)), bytes};
   for (int64_t r = 0; r < kRows; ++r) {
-    make_input_row(kernel.input, x.data() + r * w.cols, w.cols, memory.data() + r * bytes);
+    make_input_row(kernel.input, x.data() + r * w.cols, nullptr, w.cols, memory.data() + r * bytes);
   }
   kernel.multiply({.w = w,
                    .last_panel = w.count(),
@@ -240,7 +240,7 @@ TEST(Inputs, IntegersAreWithinHalfAStep) {
     for (float& v : x) v = std::normal_distribution<float>(0, 30)(random);
     std::vector<uint8_t> row(size_t(input_row_bytes(InputFormat::kInt16, n)), 0xcc), first;
     for_each_target([&] {
-      make_input_row(InputFormat::kInt16, x.data(), n, row.data());
+      make_input_row(InputFormat::kInt16, x.data(), nullptr, n, row.data());
       float scale;
       std::memcpy(&scale, row.data(), sizeof(scale));
       const int16_t* integers = reinterpret_cast<const int16_t*>(row.data() + kInt16Header);
@@ -257,12 +257,12 @@ TEST(Inputs, IntegersAreWithinHalfAStep) {
   float scale;
   for (const float bad : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
     odd[5] = bad;
-    make_input_row(InputFormat::kInt16, odd.data(), 16, row.data());
+    make_input_row(InputFormat::kInt16, odd.data(), nullptr, 16, row.data());
     std::memcpy(&scale, row.data(), sizeof(scale));
     EXPECT_TRUE(std::isnan(scale));
   }
   std::fill(odd.begin(), odd.end(), 0.0f);
-  make_input_row(InputFormat::kInt16, odd.data(), 16, row.data());
+  make_input_row(InputFormat::kInt16, odd.data(), nullptr, 16, row.data());
   std::memcpy(&scale, row.data(), sizeof(scale));
   EXPECT_EQ(scale, 0.0f);
 }

@@ -68,55 +68,67 @@ void Experts::for_each_run(int thread, int64_t units, Body&& body) const {
   }
 }
 
-InputRows Experts::make_inputs(int thread, const Kernel& kernel, int64_t first_pair, int64_t count,
-                               const float* const* rows, int64_t cols) {
-  const int64_t bytes = input_row_bytes(kernel.input, cols);
-  uint8_t* memory = workers_.input_memory(thread, count * bytes);
-  for (int64_t i = 0; i < count; ++i) {
-    make_input_row(kernel.input, rows[first_pair + i], cols, memory + i * bytes);
+InputRows Experts::inputs_of(Rows& rows, const Kernel& kernel, const PanelRun& run, int64_t cols) {
+  for (int slot = 0; slot < 2; ++slot) {
+    if (rows.sets[slot] == run.set) return rows.inputs[slot];
   }
-  return {memory, bytes};
+  const int slot = rows.next;
+  rows.next ^= 1;
+  const int64_t bytes = input_row_bytes(kernel.input, cols);
+  uint8_t* memory = workers_.input_memory(rows.thread, rows.count * bytes, slot);
+  for (int64_t i = 0; i < rows.count; ++i) {
+    make_input_row(kernel.input, rows.x[rows.first_pair + i], run.factors, cols,
+                   memory + i * bytes);
+  }
+  rows.sets[slot] = run.set;
+  rows.inputs[slot] = {memory, bytes};
+  return rows.inputs[slot];
+}
+
+void Experts::multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_t first,
+                       int64_t last, float* out, int64_t out_stride, int64_t first_output) {
+  const Panels panels = w.panels.matrix(expert);
+  const Kernel& kernel = workers_.kernel(panels.format);
+  while (first < last) {
+    const PanelRun run = panel_run(w, expert, first, last);
+    workers_.multiply(rows.thread, kernel,
+                      {.w = panels,
+                       .first_panel = first,
+                       .last_panel = run.last,
+                       .x = inputs_of(rows, kernel, run, panels.cols),
+                       .rows = rows.count,
+                       .out = out,
+                       .out_stride = out_stride,
+                       .first_output = first_output});
+    first = run.last;
+  }
 }
 
 void Experts::compute_inner(int thread, const Weight& gate_up, int64_t width) {
-  const PanelStack& stack = packed(gate_up).panels;
-  const Kernel& kernel = workers_.kernel(stack.first.format);
+  const PackedWeight& w = packed(gate_up);
   const int64_t block = rows_per_block(gate_up.cols);
   const int64_t chunks = (width + kPanelRows - 1) / kPanelRows;
   constexpr int64_t kGateSize = kColumnsAtOnce, kSize = 2 * kColumnsAtOnce + kPanelRows;
   float* gate = wide_[size_t(thread)].fit(size_t(block * kSize));
   float* up = gate + kGateSize;
   for_each_run(thread, chunks, [&](int64_t e, int64_t first_chunk, int64_t last_chunk) {
-    const Panels panels = stack.matrix(e);
     const int64_t end_pair = first_pair_[size_t(e) + 1];
     for (int64_t p = first_pair_[size_t(e)]; p < end_pair; p += block) {
-      const int64_t rows = std::min(block, end_pair - p);
-      const InputRows x = make_inputs(thread, kernel, p, rows, x_rows_.data(), gate_up.cols);
+      Rows rows{.thread = thread,
+                .first_pair = p,
+                .count = std::min(block, end_pair - p),
+                .x = x_rows_.data()};
       for (int64_t column = first_chunk * kPanelRows; column < last_chunk * kPanelRows;
            column += kColumnsAtOnce) {
         const int64_t end = std::min({column + kColumnsAtOnce, last_chunk * kPanelRows, width});
         // Columns of the gate are whole panels; those of the up projection may begin inside one.
         const int64_t first_up = (width + column) / kPanelRows;
-        workers_.multiply(thread, kernel,
-                          {.w = panels,
-                           .first_panel = column / kPanelRows,
-                           .last_panel = (end + kPanelRows - 1) / kPanelRows,
-                           .x = x,
-                           .rows = rows,
-                           .out = gate,
-                           .out_stride = kSize,
-                           .first_output = column});
-        workers_.multiply(thread, kernel,
-                          {.w = panels,
-                           .first_panel = first_up,
-                           .last_panel = (width + end + kPanelRows - 1) / kPanelRows,
-                           .x = x,
-                           .rows = rows,
-                           .out = up,
-                           .out_stride = kSize,
-                           .first_output = first_up * kPanelRows});
+        multiply(rows, w, e, column / kPanelRows, (end + kPanelRows - 1) / kPanelRows, gate, kSize,
+                 column);
+        multiply(rows, w, e, first_up, (width + end + kPanelRows - 1) / kPanelRows, up, kSize,
+                 first_up * kPanelRows);
         const int64_t skip = width + column - first_up * kPanelRows;
-        for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t r = 0; r < rows.count; ++r) {
           silu_mul_row(gate + r * kSize, up + r * kSize + skip, end - column,
                        inner_.data() + (p + r) * width + column);
         }
@@ -126,18 +138,14 @@ void Experts::compute_inner(int thread, const Weight& gate_up, int64_t width) {
 }
 
 void Experts::compute_outer(int thread, const Weight& down) {
-  const PanelStack& stack = packed(down).panels;
-  const Kernel& kernel = workers_.kernel(stack.first.format);
-  for_each_run(thread, stack.first.count(), [&](int64_t e, int64_t first, int64_t last) {
-    const int64_t p = first_pair_[size_t(e)], rows = first_pair_[size_t(e) + 1] - p;
-    workers_.multiply(thread, kernel,
-                      {.w = stack.matrix(e),
-                       .first_panel = first,
-                       .last_panel = last,
-                       .x = make_inputs(thread, kernel, p, rows, inner_rows_.data(), down.cols),
-                       .rows = rows,
-                       .out = outer_.data() + p * down.rows,
-                       .out_stride = down.rows});
+  const PackedWeight& w = packed(down);
+  for_each_run(thread, w.panels.first.count(), [&](int64_t e, int64_t first, int64_t last) {
+    const int64_t p = first_pair_[size_t(e)];
+    Rows rows{.thread = thread,
+              .first_pair = p,
+              .count = first_pair_[size_t(e) + 1] - p,
+              .x = inner_rows_.data()};
+    multiply(rows, w, e, first, last, outer_.data() + p * down.rows, down.rows, 0);
   });
 }
 

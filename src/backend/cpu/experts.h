@@ -22,9 +22,20 @@ class Experts {
   void compute_outer(int thread, const Weight& down);
   void combine(const Routing& routing, int64_t row, Tensor out) const;
 
-  // The rows of pairs of one expert as the kernel reads them, made by the calling thread.
-  InputRows make_inputs(int thread, const Kernel& kernel, int64_t first_pair, int64_t count,
-                        const float* const* rows, int64_t cols);
+  // Pairs of one expert, and the thread that computes them. It makes its inputs when it meets a set
+  // of factors, and keeps those of two sets: gate and up may differ.
+  struct Rows {
+    int thread = 0;
+    int64_t first_pair = 0, count = 0;
+    const float* const* x = nullptr;  // [pairs]
+    int sets[2] = {-2, -2};
+    InputRows inputs[2] = {};
+    int next = 0;
+  };
+  InputRows inputs_of(Rows& rows, const Kernel& kernel, const PanelRun& run, int64_t cols);
+  // Panels [first, last) of an expert for the rows.
+  void multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_t first, int64_t last,
+                float* out, int64_t out_stride, int64_t first_output);
 
   Workers& workers_;
   // A pair is a row and one of its slots; pairs are sorted by expert, rows rising.

@@ -28,7 +28,9 @@ struct InputRows {  // not owned
 
 int64_t input_row_bytes(InputFormat format, int64_t cols);
 
-void make_input_row(InputFormat format, const float* x, int64_t cols, uint8_t* out);
+// Of x[k], or of x[k] * factors[k] (never kF32) where there are factors.
+void make_input_row(InputFormat format, const float* x, const float* factors, int64_t cols,
+                    uint8_t* out);
 
 // kInt16 of x[k] * e4m3[k]. The factors are not negative.
 void make_scaled_input_row(const float* x, const uint8_t* e4m3, int64_t cols, uint8_t* out);

@@ -12,11 +12,11 @@ class Linear {
  public:
   explicit Linear(Workers& workers) : workers_(workers), head_(workers) {}
 
-  void run(Tensor x, const Weight& w, Tensor out, bool accumulate);
+  void run(Tensor x, const Weight& weight, Tensor out, bool accumulate);
 
  private:
-  // The rows as the kernel reads them, made by all threads.
-  InputRows share_inputs(const Kernel& kernel, Tensor x);
+  // The rows as the kernel reads them, made by all threads: for each set of factors, all rows.
+  InputRows share_inputs(const Kernel& kernel, Tensor x, const PackedWeight& w);
 
   Workers& workers_;
   Head head_;

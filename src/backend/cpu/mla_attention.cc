@@ -253,24 +253,25 @@ void MlaAttention::merge_spans(const Call& call, int64_t query) {
 
 void MlaAttention::make_outputs(const Call& call, int thread) {
   const MlaShape& s = call.shape;
-  const PanelStack& stack = packed(call.kv_b).panels;
-  const Kernel& kernel = workers_.kernel(stack.first.format);
-  const int64_t panels = stack.first.count(), stride = padded(s.latent_dim);
+  const PackedWeight& w = packed(call.kv_b);
+  const Kernel& kernel = workers_.kernel(w.panels.first.format);
+  const int64_t panels = w.panels.first.count(), stride = padded(s.latent_dim);
   const Share share = workers_.share(thread, s.heads * panels, kGroupPanels);
   for (int64_t unit = share.first; unit < share.last;) {
     const int64_t h = unit / panels, panel = unit % panels;
     const int64_t last = std::min(panels, panel + share.last - unit);
+    const PanelRun run = panel_run(w, h, panel, last);
     const Tensor latents(latents_.data() + h * stride, DType::kF32, call.num_rows, s.latent_dim,
                          s.heads * stride);
     workers_.multiply(thread, kernel,
-                      {.w = stack.matrix(h),
+                      {.w = w.panels.matrix(h),
                        .first_panel = panel,
-                       .last_panel = last,
-                       .x = workers_.make_inputs(thread, kernel, latents),
+                       .last_panel = run.last,
+                       .x = workers_.make_inputs(thread, kernel, latents, run.factors),
                        .rows = call.num_rows,
                        .out = call.out.row<float>(call.first_row) + h * s.value_dim,
                        .out_stride = call.out.stride});
-    unit += last - panel;
+    unit += run.last - panel;
   }
 }
 

@@ -22,6 +22,7 @@ namespace {  // names that other products have too
 constexpr int kVecs = kPanelRows / kLanes;  // vectors of sums a panel
 constexpr int kMaxRows = kLanes == 1 ? 1 : kVectorRegisters == 32 ? 8 / kVecs : 4 / kVecs;
 constexpr int64_t kExactPairs = 256;
+constexpr int kPrefetchBytes = 6144;
 
 // Products of pairs of factors and inputs, by output.
 #if HWY_TARGET == HWY_SCALAR
@@ -71,6 +72,7 @@ HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64
     const int64_t last = std::min(pairs, first + kExactPairs);
     PairSum sum[kRows][kVecs];
     for (int64_t i = first; i < last; ++i, line += 2 * kPanelRows) {
+      __builtin_prefetch(line + kPrefetchBytes, 0, 0);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16

@@ -10,6 +10,9 @@
 // adds the pair to its output's lane. E4M3 scales become FP16 by a shift, 2^8 too small. A tile is
 // up to 12 rows by one panel; a panel is read once for all rows and stays in the L1 cache between
 // tiles.
+//
+// Measured on one core of an EPYC (Zen 4) guest: one row 54 Gweights/s (31 GB/s) from the L2 cache,
+// 85% of what plain reading gives from memory; 60 rows 206 of 236 GFLOP/s (87%), 4 rows 196.
 #include "backend/cpu/multiply.h"
 
 #if defined(__x86_64__)
@@ -36,7 +39,8 @@ namespace nibble {
 namespace {
 
 constexpr int kMaxRows = 12;
-constexpr float kRest = 128;  // 2^8 of the scales / 2 of the codes
+constexpr int kPrefetchBytes = 10 * kNvfp4BlockBytes;  // ahead
+constexpr float kRest = 128;                           // 2^8 of the scales / 2 of the codes
 
 inline __m512i code_table() {
   alignas(64) constexpr int16_t kTwice[32] = {0, 1,  2,  3,  4,  6,  8,  12,  //
@@ -51,6 +55,13 @@ inline __m512 block_scales(const uint8_t* e4m3) {
   return _mm512_cvtph_ps(_mm256_slli_epi16(halves, 7));
 }
 
+inline void prefetch_block(const uint8_t* block) {
+#pragma GCC unroll 9
+  for (int i = 0; i < kNvfp4BlockBytes; i += kLineBytes) {
+    _mm_prefetch(reinterpret_cast<const char*>(block + i), _MM_HINT_NTA);
+  }
+}
+
 // Pairs t of the rows' 8 columns at `x`.
 template <int kRows, int kShift>
 inline void add_products(__m512i codes, __m512i table, const int32_t* const* x, int64_t at,
@@ -62,8 +73,10 @@ inline void add_products(__m512i codes, __m512i table, const int32_t* const* x, 
   }
 }
 
+// `stream`: the panel is read once. Its lines then pass by the L2 cache.
 template <int kRows>
-__attribute__((noinline)) void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
+__attribute__((noinline)) void multiply_tile(const Product& product, int64_t first_row, int64_t p,
+                                             bool stream) {
   const Panels& w = product.w;
   const uint8_t* panel = w.panel(p);
   const __m512i table = code_table();
@@ -77,6 +90,7 @@ __attribute__((noinline)) void multiply_tile(const Product& product, int64_t fir
   const int64_t blocks = w.lines * kLineBytes / kNvfp4BlockBytes;
   const uint8_t* block = panel + kLineBytes;
   for (int64_t b = 0; b < blocks; ++b, block += kNvfp4BlockBytes) {
+    if (stream) prefetch_block(block + kPrefetchBytes);
     for (int g = 0; g < 4; ++g) {
       const __m512i low = _mm512_load_si512(block + g * 2 * kLineBytes);
       const __m512i high = _mm512_load_si512(block + (g * 2 + 1) * kLineBytes);
@@ -117,7 +131,7 @@ __attribute__((noinline)) void multiply_tile(const Product& product, int64_t fir
 template <int kRows = kMaxRows>
 void multiply_rows(const Product& product, int64_t num_rows, int64_t first_row, int64_t p) {
   if (num_rows == kRows) {
-    multiply_tile<kRows>(product, first_row, p);
+    multiply_tile<kRows>(product, first_row, p, num_rows == product.rows);
   } else if constexpr (kRows > 1) {
     multiply_rows<kRows - 1>(product, num_rows, first_row, p);
   }

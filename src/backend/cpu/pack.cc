@@ -169,22 +169,24 @@ void drop_pages(const Weight& weight) {
   }
 }
 
-void pack_latent_up(const Weight& w, Packer& packer) {
+void pack_latent_up(const Weight& w, bool exact, Packer& packer) {
   CHECK(w.key_rows > 0 && w.key_rows < w.rows, "%s: %ld key rows", w.name.c_str(),
         long(w.key_rows));
   const RowRange keys{0, w.key_rows}, values{w.key_rows, w.rows - w.key_rows};
   PackedWeight& owner = packer.owner();
-  if (is_nvfp4(w) && has_scale_a_head(w)) {
+  if (!exact && fits_nvfp4_keys(w)) {
     owner.keys = pack_nvfp4_keys(w, packer);
   } else {
     owner.keys = pack_columns(w, keys, packer);
   }
-  owner.panels = is_nvfp4(w) ? pack_nvfp4(w, values, packer) : pack_rows(w, values, packer);
+  owner.panels = !exact && fits_nvfp4(w, values) ? pack_nvfp4(w, values, packer)
+                                                 : pack_rows(w, values, packer);
 }
 
 }  // namespace
 
-std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool) {
+std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool,
+                                         bool exact) {
   if (weight.use == Use::kTable) return nullptr;
   auto result = std::make_shared<PackedWeight>();
   if (weight.use == Use::kVector) {
@@ -195,10 +197,10 @@ std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, Thr
   Packer packer(arena, pool, *result);
   const RowRange all{0, weight.rows};
   if (weight.use == Use::kLatentUp) {
-    pack_latent_up(weight, packer);
-  } else if (is_nvfp4(weight)) {
+    pack_latent_up(weight, exact, packer);
+  } else if (!exact && fits_nvfp4(weight, all)) {
     result->panels = pack_nvfp4(weight, all, packer);
-  } else if (weight.use == Use::kHead) {
+  } else if (!exact && weight.use == Use::kHead) {
     result->panels = pack_int8(weight, packer);
     return result;  // whose rows are read again
   } else {

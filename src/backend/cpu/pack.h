@@ -94,13 +94,35 @@ struct PackedWeight {
   // scales apart, as factors of the input of each panel: [heads][panels][nope]; else null.
   PanelStack keys{};
   const uint8_t* key_scales = nullptr;
+  // NVFP4 with factors of the inputs: sets of [cols], and which one a panel's inputs are multiplied
+  // by, [matrices * panels]; both empty where there are none.
+  std::vector<float> input_factors{};
+  std::vector<int32_t> factor_sets{};
   float largest_norm = 0;                          // INT8: of a row
   std::vector<float> values{};                     // kVector
   std::vector<std::shared_ptr<uint8_t>> memory{};  // of the stacks
 };
 
-// kTable keeps its rows as they are (resident null).
-std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool);
+// A run of panels of a matrix with the same factors of the inputs.
+struct PanelRun {
+  int64_t last = 0;
+  int set = -1;  // none
+  const float* factors = nullptr;
+};
+
+// The longest run from panel `first` of a matrix on, up to `last`.
+inline PanelRun panel_run(const PackedWeight& w, int64_t matrix, int64_t first, int64_t last) {
+  if (w.factor_sets.empty()) return {.last = last};
+  const int32_t* sets = w.factor_sets.data() + matrix * w.panels.first.count();
+  int64_t end = first + 1;
+  while (end < last && sets[end] == sets[first]) ++end;
+  return {end, sets[first], w.input_factors.data() + sets[first] * w.panels.first.cols};
+}
+
+// kTable keeps its rows as they are (resident null). `exact`: panels of BF16 and F32 only, whose
+// kernels can take FP32 inputs.
+std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool,
+                                         bool exact = false);
 
 // The weight's packed form; CHECKs that it was uploaded.
 const PackedWeight& packed(const Weight& weight);

@@ -1,9 +1,11 @@
 // NVFP4 panels: words of codes are moved as they are stored, no code is looked at.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "backend/cpu/packer.h"
 #include "quant/nvfp4.h"
+#include "quant/stored_float.h"
 
 namespace nibble {
 namespace {
@@ -48,20 +50,65 @@ void store_row(const PartRow& at, int64_t cols, uint8_t* panel, int lane) {
   }
 }
 
-}  // namespace
-
-bool is_nvfp4(const Weight& weight) {
-  return std::all_of(weight.parts.begin(), weight.parts.end(), [](const WeightPart& part) {
-    return part.format == Format::kNvfp4 && part.input_scales == nullptr;
-  });
-}
-
-bool has_scale_a_head(const Weight& weight) {
-  for (int64_t h = 0; h < weight.count; ++h) {
-    const float scale = find_row(weight, h * weight.rows).part->global_scale;
-    if (find_row(weight, h * weight.rows + weight.key_rows - 1).part->global_scale != scale) {
+// Two parts multiply their inputs by the same factors.
+bool same_factors(const WeightPart& a, const WeightPart& b, int64_t cols) {
+  if (a.input_scales == b.input_scales) return true;
+  if (a.input_scales == nullptr || b.input_scales == nullptr) return false;
+  for (int64_t k = 0; k < cols; ++k) {
+    if (stored_float(a.input_scales, a.input_scale_dtype, k) !=
+        stored_float(b.input_scales, b.input_scale_dtype, k)) {
       return false;
     }
+  }
+  return true;
+}
+
+// The sets of factors, and the set of each panel.
+void keep_factors(const Weight& w, const RowRange& range, const Panels& panels,
+                  PackedWeight& owner) {
+  if (w.parts[0].input_scales == nullptr) return;
+  std::vector<const WeightPart*> sets;
+  for (int64_t i = 0; i < w.count * panels.count(); ++i) {
+    const int64_t row = i / panels.count() * w.rows + range.first + i % panels.count() * kPanelRows;
+    const WeightPart* part = find_row(w, row).part;
+    int set = int(sets.size()) - 1;
+    while (set >= 0 && !same_factors(*sets[size_t(set)], *part, w.cols)) --set;
+    if (set < 0) {
+      set = int(sets.size());
+      sets.push_back(part);
+      for (int64_t k = 0; k < w.cols; ++k) {
+        owner.input_factors.push_back(stored_float(part->input_scales, part->input_scale_dtype, k));
+      }
+    }
+    owner.factor_sets.push_back(set);
+  }
+}
+
+}  // namespace
+
+bool fits_nvfp4(const Weight& w, const RowRange& range) {
+  for (const WeightPart& part : w.parts) {
+    if (part.format != Format::kNvfp4) return false;
+    if ((part.input_scales == nullptr) != (w.parts[0].input_scales == nullptr)) return false;
+  }
+  // A part that begins inside a panel must not bring factors of its own.
+  int64_t row = 0;
+  for (size_t i = 0; i + 1 < w.parts.size(); ++i) {
+    row += w.parts[i].rows;
+    const int64_t in_range = row % w.rows - range.first;
+    const bool inside = in_range > 0 && in_range < range.count && in_range % kPanelRows != 0;
+    if (inside && !same_factors(w.parts[i], w.parts[i + 1], w.cols)) return false;
+  }
+  return true;
+}
+
+bool fits_nvfp4_keys(const Weight& w) {
+  for (const WeightPart& part : w.parts) {
+    if (part.format != Format::kNvfp4) return false;
+  }
+  for (int64_t h = 0; h < w.count; ++h) {
+    const WeightPart* first = find_row(w, h * w.rows).part;
+    if (find_row(w, h * w.rows + w.key_rows - 1).part != first) return false;
   }
   return true;
 }
@@ -69,6 +116,7 @@ bool has_scale_a_head(const Weight& weight) {
 PanelStack pack_nvfp4(const Weight& w, const RowRange& range, Packer& packer) {
   const PanelStack stack = packer.new_stack(nvfp4_panels(range.count, w.cols), w.count);
   const int64_t panels = stack.first.count();
+  keep_factors(w, range, stack.first, packer.owner());
   packer.pool().parallel_for(w.count * panels, [&](int64_t i) {
     uint8_t* panel = panel_of(stack, i / panels, i % panels);
     const int64_t first = i % panels * kPanelRows;
@@ -81,7 +129,8 @@ PanelStack pack_nvfp4(const Weight& w, const RowRange& range, Packer& packer) {
 }
 
 // The 16 outputs of a panel are the 16 columns of a block, which share its scale: it multiplies the
-// input, and the panel's own scales are ones.
+// input, and the panel's own scales are ones. What is a factor of an input elsewhere is one of an
+// output here.
 PanelStack pack_nvfp4_keys(const Weight& w, Packer& packer) {
   const PanelStack stack = packer.new_stack(nvfp4_panels(w.cols, w.key_rows), w.count);
   const int64_t panels = stack.first.count();
@@ -91,7 +140,13 @@ PanelStack pack_nvfp4_keys(const Weight& w, Packer& packer) {
     uint8_t* panel = panel_of(stack, i / panels, i % panels);
     const int64_t first_row = i / panels * w.rows;
     for (int lane = 0; lane < kPanelRows; ++lane) {
-      std::memcpy(panel + lane * 4, &find_row(w, first_row).part->global_scale, 4);
+      const WeightPart& part = *find_row(w, first_row).part;
+      float scale = part.global_scale;
+      if (part.input_scales != nullptr) {
+        const int64_t column = i % panels * kPanelRows + lane;
+        scale *= stored_float(part.input_scales, part.input_scale_dtype, column);
+      }
+      std::memcpy(panel + lane * 4, &scale, 4);
       for (int64_t g = 0; g < (w.key_rows + 15) / 16; ++g) *scale_at(panel, g, lane) = kE4M3One;
     }
     for (int64_t d = 0; d < w.key_rows; ++d) {

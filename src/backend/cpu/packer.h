@@ -61,10 +61,11 @@ class Packer {
   PackedWeight& owner_;
 };
 
-// Whether all parts are NVFP4 without input scales.
-bool is_nvfp4(const Weight& weight);
-// Whether the key rows of each head have one tensor scale.
-bool has_scale_a_head(const Weight& weight);
+// Whether NVFP4 panels can hold these rows: all parts are NVFP4, and rows of one panel have the
+// same input scales.
+bool fits_nvfp4(const Weight& weight, const RowRange& range);
+// Whether the key rows of each head are NVFP4 of one part.
+bool fits_nvfp4_keys(const Weight& weight);
 
 PanelStack pack_nvfp4(const Weight& weight, const RowRange& range, Packer& packer);
 // kLatentUp: PackedWeight::keys, and its key_scales.

@@ -36,12 +36,12 @@ int64_t rows_per_block(int64_t cols) {
   return std::min<int64_t>(rows / kRowsOfTiles, 4) * kRowsOfTiles;
 }
 
-Workers::Workers(int threads)
+Workers::Workers(int threads, bool exact)
     : sets_(instruction_sets()),
       pool_(threads > 0 ? threads : num_physical_cores()),
       threads_(size_t(pool_.size())) {
   for (int i = 0; i < kPanelFormats; ++i) {
-    kernels_[i] = best_kernel(PanelFormat(i), sets_, false);
+    kernels_[i] = best_kernel(PanelFormat(i), sets_, exact);
     exact_kernels_[i] = best_kernel(PanelFormat(i), sets_, true);
   }
 }
@@ -53,14 +53,14 @@ std::string Workers::instruction_set() const {
   return name;
 }
 
-InputRows Workers::make_inputs(int thread, const Kernel& kernel, Tensor x) {
+InputRows Workers::make_inputs(int thread, const Kernel& kernel, Tensor x, const float* factors) {
   if (kernel.input == InputFormat::kF32) {
     return {static_cast<const uint8_t*>(x.data), x.stride * int64_t(sizeof(float))};
   }
   const int64_t bytes = input_row_bytes(kernel.input, x.cols);
   uint8_t* memory = input_memory(thread, x.rows * bytes);
   for (int64_t r = 0; r < x.rows; ++r) {
-    make_input_row(kernel.input, x.row<float>(r), x.cols, memory + r * bytes);
+    make_input_row(kernel.input, x.row<float>(r), factors, x.cols, memory + r * bytes);
   }
   return {memory, bytes};
 }

@@ -23,8 +23,8 @@ struct Share {
 
 class Workers {
  public:
-  // 0 threads: the machine's physical cores.
-  explicit Workers(int threads);
+  // 0 threads: the machine's physical cores. `exact`: multiply() is multiply_exactly().
+  Workers(int threads, bool exact);
 
   int size() const { return pool_.size(); }
   ThreadPool& pool() { return pool_; }
@@ -42,13 +42,13 @@ class Workers {
     return {units * thread / size() * unit, std::min(count, units * (thread + 1) / size() * unit)};
   }
 
-  // Memory of thread `thread` for `rows` input rows, kept until it is asked for again.
-  uint8_t* input_memory(int thread, int64_t bytes) {
-    return threads_[size_t(thread)].inputs.fit(size_t(bytes));
+  // Memory of thread `thread` for input rows, kept until it is asked for again.
+  uint8_t* input_memory(int thread, int64_t bytes, int slot = 0) {
+    return threads_[size_t(thread)].inputs[slot].fit(size_t(bytes));
   }
   // The rows of `x` as the kernel reads them, made by the calling thread, which is number `thread`,
   // in its input memory; x itself where that is what the kernel reads.
-  InputRows make_inputs(int thread, const Kernel& kernel, Tensor x);
+  InputRows make_inputs(int thread, const Kernel& kernel, Tensor x, const float* factors = nullptr);
 
   // Computes the product on the calling thread, which is number `thread`; rows in blocks that the
   // cache holds.
@@ -69,7 +69,7 @@ class Workers {
   static constexpr int64_t kWorthSharing = 24 << 10;  // about a microsecond of one core
 
   struct Thread {
-    Scratch<uint8_t> inputs{}, kernel{};
+    Scratch<uint8_t> inputs[2]{}, kernel{};
   };
 
   InstructionSets sets_;
