@@ -42,15 +42,16 @@ struct MlaShape {
 };
 
 struct RouterShape {
-  int num_experts = 0;
+  int num_experts = 0;  // to choose from
   int top_k = 0;
+  int num_shared = 0;  // experts that every row takes: num_experts, num_experts + 1, ...
   float scaling = 1.0f;
   bool normalize = true;  // weights / their sum, before scaling
 };
 
-struct Routing {   // per row: the chosen experts and their weights
-  Tensor experts;  // [T, top_k] i32
-  Tensor weights;  // [T, top_k] f32
+struct Routing {   // per row: its experts, the chosen before the shared ones, and their weights
+  Tensor experts;  // [T, top_k + num_shared] i32
+  Tensor weights;  // [T, top_k + num_shared] f32
 };
 
 struct SampleResult {
@@ -140,7 +141,7 @@ class Backend {
 
   // Mixture of experts ----------------------------------------------------------------------------
   // s = sigmoid(x router^T) in FP32; the top_k of s + bias, lowest id first among equals;
-  // weights = s / (sum of the chosen s + 1e-20) * scaling.
+  // weights = s / (sum of the chosen s + 1e-20) * scaling; a shared expert's weight is 1.
   virtual void route(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape,
                      Routing out) = 0;
   // out[t] = sum over k of weights[t, k] * down[e] silu_mul(gate_up[e] x[t]), e = experts[t, k]
