@@ -116,10 +116,11 @@ TEST_P(BackendTest, Linear) {
 }
 
 TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
-  for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{704, 256}, {63, 272}}) {
+  for (const auto& [outputs, inputs] :
+       {std::pair<int64_t, int64_t>{704, 256}, {63, 272}, {24, 2320}}) {
     for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kFp8, Format::kInt4}) {
       const Weight w = random_weight("w", Use::kLinear, format, 1, outputs, inputs, random_);
-      const int64_t rows = 45;
+      const int64_t rows = 70;
       const auto x = activations(rows * inputs);
       const std::vector<float> zero(size_t(rows * outputs), 0.0f);
       const auto all = run_linear(*backend_, w, x, zero, rows, false);
