@@ -1,0 +1,548 @@
+// attend_splits: for one row, a group of heads and a span of positions
+//
+//   s[p][h] = record[p] . q'[h]          p[p][h] = 2^(s - top)          o[h] = sum_p p[p][h] latent[p]
+//
+// with records as they are stored. Positions are the 16 rows of a product and heads its columns, 8
+// at a time: 20 heads fill 24, where heads as rows would fill 32. A block walks tiles of positions
+// that cp.async brings kStages - 1 ahead: scores (a warp takes 16 positions and a slice of the
+// record), softmax (a warp takes heads), outputs (a warp takes 64 columns of the latent). Two blocks
+// share an SM, so that one computes while the other waits.
+//
+// Records of earlier steps are fetched before the predecessor has ended.
+#include "backend/cuda/mla_stages.h"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int kQueryPitch = kRecord + 8;  // 16-bit values
+constexpr float kProbabilityScale = 256.0f;  // keeps small ones out of FP16's subnormals
+
+// A tile of records in shared memory, by format. Pieces are 16 bytes; swizzles let the lanes of a
+// load meet all banks. kLatentScale: a score's factor where a record has no scale of its own for
+// the latent. kOutputScale undoes the scales of probabilities and values.
+template <KvFormat format>
+struct Tile;
+
+template <>
+struct Tile<KvFormat::kBF16> {
+  using Value = bf16;
+  static constexpr int kBytes = 2 * kRecord;
+  static constexpr bool kHasScales = false, kScalesLatent = false;
+  static constexpr float kLatentScale = 1.0f, kOutputScale = 1.0f;
+  static constexpr float kProbability = 1.0f;
+
+  __device__ static __forceinline__ int swizzled(int row, int piece) {
+    return piece ^ ((row & 1) | ((row & 3) << 1));
+  }
+  __device__ static __forceinline__ const uint8_t* piece_at(const uint8_t* tile, int row,
+                                                            int piece) {
+    return tile + row * kBytes + swizzled(row, piece) * 16;
+  }
+  __device__ static __forceinline__ void along(const uint8_t* tile, int row, int chunk, int t,
+                                               uint32_t (&a)[4][2]) {
+    const uint4 v[2] = {
+        *reinterpret_cast<const uint4*>(piece_at(tile, row, 8 * chunk + 2 * t)),
+        *reinterpret_cast<const uint4*>(piece_at(tile, row, 8 * chunk + 2 * t + 1))};
+    decode_along(v, a);
+  }
+  // The rope key's k-step j.
+  __device__ static __forceinline__ void rope(const uint8_t* tile, int row, int j, int t,
+                                              uint32_t (&a)[2]) {
+    const uint2 v = *reinterpret_cast<const uint2*>(
+        piece_at(tile, row, kLatent / 8 + 2 * t + j / 2) + j % 2 * 8);
+    a[0] = v.x, a[1] = v.y;
+  }
+  __device__ static __forceinline__ void across(const uint8_t* tile, int row, int chunk, int g,
+                                                uint32_t (&a)[4][4]) {
+    uint4 v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      v[i] = *reinterpret_cast<const uint4*>(piece_at(tile, row + 4 * i, 8 * chunk + g));
+    }
+    decode_across(v, a);
+  }
+};
+
+template <bool is_int8>
+struct ByteTile {
+  using Value = __half;
+  static constexpr int kBytes = kRecord;
+  static constexpr bool kHasScales = is_int8, kScalesLatent = is_int8;
+  static constexpr float kLatentScale = 256.0f;  // E4M3 comes times 2^-8
+  static constexpr float kOutputScale = is_int8 ? 1.0f / kProbabilityScale : 1.0f;
+  static constexpr float kProbability = kProbabilityScale;
+
+  __device__ static __forceinline__ int swizzled(int row, int piece) { return piece ^ (row & 2); }
+  __device__ static __forceinline__ const uint8_t* piece_at(const uint8_t* tile, int row,
+                                                            int piece) {
+    return tile + row * kBytes + swizzled(row, piece) * 16;
+  }
+  __device__ static __forceinline__ void along(const uint8_t* tile, int row, int chunk, int t,
+                                               uint32_t (&a)[4][2]) {
+    decode_along<is_int8>(*reinterpret_cast<const uint4*>(piece_at(tile, row, 4 * chunk + t)), a);
+  }
+  __device__ static __forceinline__ void rope(const uint8_t* tile, int row, int j, int t,
+                                              uint32_t (&a)[2]) {
+    decode_4_along<is_int8>(
+        *reinterpret_cast<const uint32_t*>(piece_at(tile, row, kLatent / 16 + t) + 4 * j), a);
+  }
+  __device__ static __forceinline__ void across(const uint8_t* tile, int row, int chunk, int g,
+                                                uint32_t (&a)[4][4]) {
+    uint2 v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      v[i] = *reinterpret_cast<const uint2*>(piece_at(tile, row + 4 * i, 4 * chunk + g / 2) +
+                                             g % 2 * 8);
+    }
+    decode_across<is_int8>(v, a);
+  }
+};
+template <>
+struct Tile<KvFormat::kFp8> : ByteTile<false> {};
+template <>
+struct Tile<KvFormat::kInt8> : ByteTile<true> {};
+
+template <>
+struct Tile<KvFormat::kNvfp4> {
+  using Value = __half;
+  static constexpr int kScalesAt = kLatent / 2, kRopeAt = kScalesAt + kLatent / 16;
+  static constexpr int kBytes = kRopeAt + kRope;
+  static constexpr bool kHasScales = true, kScalesLatent = false;
+  static constexpr float kLatentScale = 128.0f;  // values come times 2^-7
+  static constexpr float kOutputScale = 128.0f / kProbabilityScale;
+  static constexpr float kProbability = kProbabilityScale;
+
+  __device__ static __forceinline__ int swizzled(int, int piece) { return piece; }
+  __device__ static __forceinline__ void along(const uint8_t* tile, int row, int chunk, int t,
+                                               uint32_t (&a)[4][2]) {
+    const uint8_t* record = tile + row * kBytes;
+    decode_along(*reinterpret_cast<const uint2*>(record + 32 * chunk + 8 * t),
+                 record[kScalesAt + 4 * chunk + t], a);
+  }
+  __device__ static __forceinline__ void rope(const uint8_t* tile, int row, int j, int t,
+                                              uint32_t (&a)[2]) {
+    decode_4_along<true>(*reinterpret_cast<const uint32_t*>(tile + row * kBytes + kRopeAt +
+                                                            16 * t + 4 * j),
+                         a);
+  }
+  __device__ static __forceinline__ void across(const uint8_t* tile, int row, int chunk, int g,
+                                                uint32_t (&a)[4][4]) {
+    uint32_t v[4], scales = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint8_t* record = tile + (row + 4 * i) * kBytes;
+      v[i] = *reinterpret_cast<const uint32_t*>(record + 32 * chunk + 4 * g);
+      scales |= uint32_t(record[kScalesAt + 4 * chunk + g / 2]) << (8 * i);
+    }
+    decode_across(v, scales, a);
+  }
+};
+
+// 4 bytes, zeros where `valid` is not set.
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(valid ? 4 : 0)
+               : "memory");
+}
+
+template <KvFormat format, int kHeadTiles, int kTile, int kStages>
+struct Kernel {
+  using T = Tile<format>;
+  using Value = typename T::Value;
+  static constexpr int kHeads = 8 * kHeadTiles;
+  static constexpr int kRowTiles = kTile / 16, kSlices = kWarps / kRowTiles;
+  static constexpr int kScorePitch = kHeads + 1, kProbabilityPitch = kTile + 16;
+
+  struct Shared {
+    alignas(16) uint8_t tiles[kStages][kTile * T::kBytes];
+    alignas(16) uint16_t probabilities[kHeads][kProbabilityPitch];
+    float scores[kSlices][kTile][kScorePitch];
+    uint32_t scales[kStages][kTile];  // two BF16, or one in either half
+    float factors[kHeads];            // of the outputs so far; at the end, of all
+    alignas(16) uint16_t queries[];   // [heads, kQueryPitch]; then where records lie
+  };
+
+  struct Where {      // of a record
+    uint32_t values;  // in 16 bytes from the cache's start
+    uint32_t scales;  // in 2 bytes
+  };
+
+  __device__ static void locate(const Records& records, const int32_t* pages, int first, int count,
+                                Where* where) {
+    for (int i = threadIdx.x; i < count; i += kThreads) {
+      const int position = first + i;
+      const int64_t page = pages[position / records.page_size];
+      const int slot = position % records.page_size;
+      where[i].values = uint32_t((records.values(page, slot) - records.data) / 16);
+      where[i].scales = uint32_t((records.scales(page, slot) - records.data) / 2);
+    }
+  }
+
+  // The tile's records from `first` of the span on; those past the span's `count` become zeros.
+  __device__ static void copy(const Records& records, const Where* where, int first, int count,
+                              uint8_t* tile, uint32_t* scales) {
+    constexpr int kPieces = T::kBytes / 16;
+    for (int i = threadIdx.x; i < kTile * kPieces; i += kThreads) {
+      const int row = i / kPieces, piece = i % kPieces;
+      const bool valid = first + row < count;
+      const Where at = where[valid ? first + row : 0];
+      copy_async_16(tile + row * T::kBytes + T::swizzled(row, piece) * 16,
+                    records.data + (int64_t(at.values) + piece) * 16, valid);
+    }
+    if (T::kHasScales && threadIdx.x < kTile) {
+      const bool valid = first + int(threadIdx.x) < count;
+      const Where at = where[valid ? first + threadIdx.x : 0];
+      copy_async_4(scales + threadIdx.x, records.data + int64_t(at.scales & ~1u) * 2, valid);
+    }
+  }
+
+  // The scales of record i of a tile: of its latent and of its rope key.
+  __device__ static float2 scales_of(uint32_t pair, uint32_t where) {
+    const float2 both = unpack(pair, bf16());
+    if (format == KvFormat::kInt8) return both;
+    return make_float2(T::kLatentScale, (where & 1) != 0 ? both.y : both.x);
+  }
+
+  __device__ static void score(Shared& s, const uint8_t* tile, const uint32_t* scales,
+                               const Where* where, int count, int heads) {
+    const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
+    const int first = warp % kRowTiles * 16, slice = warp / kRowTiles;
+    float acc[kHeadTiles][4] = {};
+    const uint16_t* query[kHeadTiles];
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+      query[n] = s.queries + min(n * 8 + g, heads - 1) * kQueryPitch + 16 * t;
+    }
+    if (slice < 4) {
+#pragma unroll
+      for (int j = slice; j < 4; j += kSlices) {
+        uint32_t low[2], high[2];
+        T::rope(tile, first + g, j, t, low);
+        T::rope(tile, first + g + 8, j, t, high);
+        const uint32_t a[4] = {low[0], high[0], low[1], high[1]};
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {
+          const uint2 x = *reinterpret_cast<const uint2*>(query[n] + kLatent + 4 * j);
+          multiply(acc[n], a, {x.x, x.y}, Value());
+        }
+      }
+    }
+    // Rope keys with a scale of their own are brought to the latent's.
+    float low_scale = T::kLatentScale, high_scale = low_scale;
+    if (T::kHasScales) {
+      const float2 low = scales_of(scales[first + g], where[min(first + g, count - 1)].scales);
+      const float2 high =
+          scales_of(scales[first + g + 8], where[min(first + g + 8, count - 1)].scales);
+      low_scale = low.x, high_scale = high.x;
+      const float low_ratio = low.x == 0 ? 0 : low.y / low.x;
+      const float high_ratio = high.x == 0 ? 0 : high.y / high.x;
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n) {
+        acc[n][0] *= low_ratio, acc[n][1] *= low_ratio;
+        acc[n][2] *= high_ratio, acc[n][3] *= high_ratio;
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kLatent / 64 / kSlices; ++c) {
+      const int chunk = slice * (kLatent / 64 / kSlices) + c;
+      uint32_t low[4][2], high[4][2];
+      T::along(tile, first + g, chunk, t, low);
+      T::along(tile, first + g + 8, chunk, t, high);
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n) {
+        uint32_t x[8];
+        const uint4* from = reinterpret_cast<const uint4*>(query[n] + 64 * chunk);
+        *reinterpret_cast<uint4*>(x) = from[0];
+        *reinterpret_cast<uint4*>(x + 4) = from[1];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t a[4] = {low[j][0], high[j][0], low[j][1], high[j][1]};
+          multiply(acc[n], a, {x[2 * j], x[2 * j + 1]}, Value());
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        s.scores[slice][first + g + i / 2 * 8][n * 8 + 2 * t + i % 2] =
+            acc[n][i] * (i < 2 ? low_scale : high_scale);
+      }
+    }
+  }
+
+  // Warp w has heads w * kHeadTiles ...; tops and sums are theirs.
+  __device__ static void weigh(Shared& s, const uint32_t* scales, int count,
+                               float (&tops)[kHeadTiles], float (&sums)[kHeadTiles]) {
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const float scale =
+        T::kScalesLatent ? unpack(scales[lane % kTile], bf16()).x * T::kProbability
+                         : T::kProbability;
+#pragma unroll
+    for (int i = 0; i < kHeadTiles; ++i) {
+      const int head = warp * kHeadTiles + i;
+      float value = -INFINITY;
+      if (lane < kTile && lane < count) {
+        value = 0;
+#pragma unroll
+        for (int slice = 0; slice < kSlices; ++slice) value += s.scores[slice][lane][head];
+      }
+      const float top = fmaxf(tops[i], warp_max(value));
+      const float p = exp2f(value - top), factor = exp2f(tops[i] - top);
+      sums[i] = sums[i] * factor + warp_sum(p);
+      tops[i] = top;
+      if (lane < kTile) {
+        s.probabilities[head][lane / 16 * 16 + place_in_16(lane % 16)] =
+            uint16_t(pack(p * scale, 0.0f, Value()));
+      }
+      if (lane == 0) s.factors[head] = factor;
+    }
+  }
+
+  __device__ static void add_values(Shared& s, const uint8_t* tile, float (&out)[4][kHeadTiles][4]) {
+    const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+      const float2 factor = *reinterpret_cast<const float2*>(&s.factors[n * 8 + 2 * t]);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        out[j][n][0] *= factor.x, out[j][n][1] *= factor.y;
+        out[j][n][2] *= factor.x, out[j][n][3] *= factor.y;
+      }
+    }
+#pragma unroll
+    for (int step = 0; step < kRowTiles; ++step) {
+      uint32_t a[4][4];
+      T::across(tile, step * 16 + t, warp, g, a);
+#pragma unroll
+      for (int n = 0; n < kHeadTiles; ++n) {
+        const uint2 p =
+            *reinterpret_cast<const uint2*>(&s.probabilities[n * 8 + g][step * 16 + 4 * t]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) multiply(out[j][n], a[j], {p.x, p.y}, Value());
+      }
+    }
+  }
+};
+
+struct SplitBlocks {
+  int heads = 0, first_row = 0;
+  int most_span = 0;  // positions
+};
+
+template <KvFormat format, int kHeadTiles, int kTile, int kStages>
+constexpr size_t shared_bytes(int heads, int most_span) {
+  using K = Kernel<format, kHeadTiles, kTile, kStages>;
+  return sizeof(typename K::Shared) + size_t(std::min(heads, K::kHeads)) * kQueryPitch * 2 +
+         size_t(most_span) * sizeof(typename K::Where);
+}
+
+// Blocks: x = split, y = row, z = group of heads.
+template <KvFormat format, int kHeadTiles, int kTile, int kStages>
+__global__ void __launch_bounds__(kThreads, 2)
+    split_kernel(const uint16_t* queries, Records records, SplitBlocks b, StepView step,
+                 Partials out) {
+  using K = Kernel<format, kHeadTiles, kTile, kStages>;
+  extern __shared__ __align__(16) uint8_t memory[];
+  typename K::Shared& s = *reinterpret_cast<typename K::Shared*>(memory);
+  const int row = b.first_row + blockIdx.y, length = step.positions[row] + 1;
+  const int span = split_span(length), begin = blockIdx.x * span;
+  if (begin >= length) {
+    wait_for_predecessor();
+    return;
+  }
+  const int count = min(span, length - begin), tiles = (count + kTile - 1) / kTile;
+  const int first_head = blockIdx.z * K::kHeads, heads = min(K::kHeads, b.heads - first_head);
+  auto* where = reinterpret_cast<typename K::Where*>(s.queries + heads * kQueryPitch);
+  K::locate(records, pages_of(step, row), begin, count, where);
+  __syncthreads();
+
+  const int stored = step.segments[step.row_segment[row]].context - begin;  // by earlier steps
+  bool waited = false;
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) {
+    if (!waited && min((i + 1) * kTile, count) > stored) {
+      wait_for_predecessor();
+      waited = true;
+    }
+    if (i < tiles) K::copy(records, where, i * kTile, count, s.tiles[i], s.scales[i]);
+    commit_copies();
+  }
+  if (!waited) wait_for_predecessor();
+  let_successor_begin();
+  for (int i = threadIdx.x; i < heads * (kRecord / 8); i += kThreads) {
+    const int head = i / (kRecord / 8), piece = i % (kRecord / 8);
+    reinterpret_cast<uint4*>(s.queries + head * kQueryPitch)[piece] =
+        reinterpret_cast<const uint4*>(
+            queries + (int64_t(blockIdx.y) * b.heads + first_head + head) * kRecord)[piece];
+  }
+
+  float values[4][kHeadTiles][4] = {}, tops[kHeadTiles], sums[kHeadTiles] = {};
+#pragma unroll
+  for (int i = 0; i < kHeadTiles; ++i) tops[i] = -INFINITY;
+  int stage = 0;
+  for (int i = 0; i < tiles; ++i, stage = stage + 1 == kStages ? 0 : stage + 1) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();
+    const int next = i + kStages - 1, next_stage = stage == 0 ? kStages - 1 : stage - 1;
+    if (next < tiles) {
+      K::copy(records, where, next * kTile, count, s.tiles[next_stage], s.scales[next_stage]);
+    }
+    commit_copies();
+    const int here = count - i * kTile;
+    K::score(s, s.tiles[stage], s.scales[stage], where + i * kTile, here, heads);
+    __syncthreads();
+    K::weigh(s, s.scales[stage], here, tops, sums);
+    __syncthreads();
+    K::add_values(s, s.tiles[stage], values);
+  }
+
+  __syncthreads();
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int64_t first = (int64_t(blockIdx.y) * b.heads + first_head) * out.max_splits + blockIdx.x;
+#pragma unroll
+  for (int i = 0; i < kHeadTiles; ++i) {
+    const int head = warp * kHeadTiles + i;
+    if (lane != 0 || head >= heads) continue;
+    s.factors[head] = K::T::kOutputScale / sums[i];
+    out.log_sums[first + int64_t(head) * out.max_splits] = tops[i] + log2f(sums[i]);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int head = n * 8 + 2 * t + i;
+      if (head >= heads) continue;
+      const float factor = s.factors[head];
+      uint32_t packed[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        packed[j] = pack(values[j][n][i] * factor, values[j][n][i + 2] * factor, __half());
+      }
+      __half* to = out.values + (first + int64_t(head) * out.max_splits) * kLatent;
+      *reinterpret_cast<uint4*>(to + warp * 64 + 8 * g) =
+          make_uint4(packed[0], packed[1], packed[2], packed[3]);
+    }
+  }
+}
+
+// Records of FP32, for tests and exact evaluation: plainly. Blocks: x = split, y = row, z = head.
+__global__ void __launch_bounds__(kThreads)
+    split_f32_kernel(const bf16* queries, Records records, SplitBlocks b, StepView step,
+                     Partials out) {
+  __shared__ float query[kRecord], scores[kWarps];
+  wait_for_predecessor();
+  let_successor_begin();
+  const int row = b.first_row + blockIdx.y, length = step.positions[row] + 1;
+  const int span = split_span(length), begin = blockIdx.x * span;
+  if (begin >= length) return;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t query_index = int64_t(blockIdx.y) * b.heads + blockIdx.z;
+  for (int i = threadIdx.x; i < kRecord; i += kThreads) {
+    query[i] = to_float(queries[query_index * kRecord + i]);
+  }
+  const int32_t* pages = pages_of(step, row);
+  const auto record = [&](int position) {
+    return reinterpret_cast<const float*>(
+        records.values(pages[position / records.page_size], position % records.page_size));
+  };
+  float top = -INFINITY, sum = 0, value[2] = {};
+  for (int first = begin; first < min(begin + span, length); first += kWarps) {
+    const int count = min(kWarps, min(begin + span, length) - first);
+    __syncthreads();
+    if (warp < count) {
+      float score = 0;
+      for (int i = lane; i < kRecord; i += kWarp) score += query[i] * record(first + warp)[i];
+      score = warp_sum(score);
+      if (lane == 0) scores[warp] = score;
+    }
+    __syncthreads();
+    float new_top = top;
+    for (int i = 0; i < count; ++i) new_top = fmaxf(new_top, scores[i]);
+    const float factor = exp2f(top - new_top);
+    top = new_top, sum *= factor, value[0] *= factor, value[1] *= factor;
+    for (int i = 0; i < count; ++i) {
+      const float p = exp2f(scores[i] - top);
+      sum += p;
+      value[0] += p * record(first + i)[threadIdx.x];
+      value[1] += p * record(first + i)[threadIdx.x + kThreads];
+    }
+  }
+  const int64_t to = query_index * out.max_splits + blockIdx.x;
+  out.values[to * kLatent + threadIdx.x] = __float2half_rn(value[0] / sum);
+  out.values[to * kLatent + threadIdx.x + kThreads] = __float2half_rn(value[1] / sum);
+  if (threadIdx.x == 0) out.log_sums[to] = top + log2f(sum);
+}
+
+template <KvFormat format, int kHeadTiles, int kTile, int kStages>
+bool launch_split(const Context& context, LatentQueries q, const KvLayer& cache, SplitBlocks blocks,
+                  int rows, Partials out) {
+  using K = Kernel<format, kHeadTiles, kTile, kStages>;
+  const size_t shared =
+      shared_bytes<format, kHeadTiles, kTile, kStages>(blocks.heads, blocks.most_span);
+  if (shared > context.device.shared_bytes) return false;
+  const auto kernel = split_kernel<format, kHeadTiles, kTile, kStages>;
+  allow_shared(kernel, shared);
+  launch(context,
+         {.blocks = {unsigned(out.max_splits), unsigned(rows),
+                     blocks_for(blocks.heads, K::kHeads)},
+          .threads = kThreads,
+          .shared_bytes = shared},
+         kernel, static_cast<const uint16_t*>(q.data), Records(cache), blocks, context.step, out);
+  return true;
+}
+
+template <KvFormat format, int kHeadTiles>
+void launch_format(const Context& context, LatentQueries q, const KvLayer& cache,
+                   SplitBlocks blocks, int rows, Partials out) {
+  constexpr int kStages = format == KvFormat::kBF16 ? 2 : format == KvFormat::kNvfp4 ? 4 : 3;
+  bool launched =
+      launch_split<format, kHeadTiles, 32, kStages>(context, q, cache, blocks, rows, out);
+  if constexpr (format == KvFormat::kBF16) {  // cards of 99 KiB a block
+    launched = launched ||
+               launch_split<format, kHeadTiles, 16, 3>(context, q, cache, blocks, rows, out);
+  }
+  CHECK(launched, "a span of %d positions", blocks.most_span);
+}
+
+}  // namespace
+
+int most_splits(int bound) {
+  if (bound <= 4096) return splits_of(bound);
+  return bound <= 8192 ? 64 : 128;
+}
+
+void attend_splits(const Context& context, LatentQueries q, const MlaShape& shape, RowRange rows,
+                   const KvLayer& cache, Partials out) {
+  const SplitBlocks blocks{.heads = shape.heads,
+                           .first_row = rows.first,
+                           .most_span = split_span(context.step.length_bound)};
+  const auto run = [&]<KvFormat format>() {
+    if (shape.heads <= 8) {
+      launch_format<format, 1>(context, q, cache, blocks, rows.count, out);
+    } else {
+      launch_format<format, 3>(context, q, cache, blocks, rows.count, out);
+    }
+  };
+  switch (cache.format) {
+    case KvFormat::kF32:
+      return launch(context,
+                    {.blocks = {unsigned(out.max_splits), unsigned(rows.count),
+                                unsigned(shape.heads)},
+                     .threads = kThreads},
+                    split_f32_kernel, static_cast<const bf16*>(q.data), Records(cache), blocks,
+                    context.step, out);
+    case KvFormat::kBF16:
+      return run.operator()<KvFormat::kBF16>();
+    case KvFormat::kFp8:
+      return run.operator()<KvFormat::kFp8>();
+    case KvFormat::kInt8:
+      return run.operator()<KvFormat::kInt8>();
+    case KvFormat::kNvfp4:
+      return run.operator()<KvFormat::kNvfp4>();
+  }
+}
+
+}  // namespace nibble::cuda
