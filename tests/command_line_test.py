@@ -177,6 +177,8 @@ REFUSED = """
 --tool-parser-plugin x.py
 --hf-overrides {}
 --dtype float16
+--load-format gguf
+--num-hidden-layers 2
 --kv-cache-dtype fp8_e5m2
 --quantization awq
 """

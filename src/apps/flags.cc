@@ -15,6 +15,17 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
   group->add_option("--threads", o.threads, "CPU threads (default: physical cores)")
       ->check(CLI::Range(1, 1024))
       ->type_name("N");
+  group
+      ->add_option("--load-format", o.load_format,
+                   "auto or safetensors; dummy: random NVFP4 weights in the model's shapes, for "
+                   "glm-4.7-flash and glm-4.7-flash-reap-23b without any files")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group
+      ->add_option("--num-hidden-layers", o.num_hidden_layers,
+                   "with --load-format dummy: the first N layers only")
+      ->check(CLI::Range(1, 1000))
+      ->type_name("N");
   group->add_option("--dtype", o.dtype, "auto or bfloat16")->type_name("NAME");
   group
       ->add_option("--quantization,-q", o.quantization,

@@ -1,6 +1,7 @@
 #include "apps/model_files.h"
 
 #include "base/error.h"
+#include "model/glm_builtin.h"
 
 namespace nibble {
 namespace {
@@ -27,6 +28,7 @@ fs::path find_model(const std::string& model) {
   if (model.empty() || (model == "pocket" && !fs::exists(model))) return pocket_folder();
   const fs::path folder(model);
   if (!fs::exists(folder)) {
+    if (builtin_config(model)) return pocket_folder();
     const bool hub_name = model.find('/') != std::string::npos && model[0] != '/' &&
                           model[0] != '.' && model.find('/') == model.rfind('/');
     throw Error(model + ": there is no such folder" +
@@ -43,6 +45,30 @@ fs::path find_model(const std::string& model) {
                 "tokenizer.json and *.safetensors");
   }
   return folder;
+}
+
+GlmConfig config_of(const ModelOptions& o, const fs::path& folder) {
+  const bool dummy = o.load_format == "dummy";
+  if (!dummy && o.load_format != "auto" && o.load_format != "safetensors") {
+    throw Error("--load-format " + o.load_format +
+                ": only safetensors are read; use auto, safetensors or dummy");
+  }
+  const auto builtin = fs::exists(o.model) ? std::nullopt : builtin_config(o.model);
+  if (builtin && !dummy) {
+    throw Error(o.model +
+                ": is a configuration without weights; add --load-format dummy to measure it, or "
+                "give the folder of a checkpoint");
+  }
+  GlmConfig config = builtin ? *builtin : GlmConfig::load(folder);
+  if (o.num_hidden_layers > 0) {
+    if (!dummy) throw Error("--num-hidden-layers goes with --load-format dummy only");
+    if (o.num_hidden_layers > config.num_layers) {
+      throw Error("--num-hidden-layers " + std::to_string(o.num_hidden_layers) +
+                  ": the model has " + std::to_string(config.num_layers));
+    }
+    config.num_layers = o.num_hidden_layers;
+  }
+  return config;
 }
 
 std::string model_name(const std::string& model) {

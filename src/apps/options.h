@@ -11,9 +11,11 @@ namespace nibble {
 
 // Which model, on what, with which limits.
 struct ModelOptions {
-  std::string model{};  // a folder; empty: the pocket model that comes with nibble
+  std::string model{};  // a folder or a built-in name; empty: the pocket model
   std::string device = "auto";
   int threads = 0;  // 0: physical cores
+  std::string load_format = "auto";
+  int num_hidden_layers = 0;  // 0: the config's; fewer only for dummy weights
   std::string dtype = "auto";
   std::string quantization{};
   std::string kv_cache_dtype = "auto";

@@ -4,9 +4,11 @@
 #include <cmath>
 #include <fstream>
 
+#include "apps/model_files.h"
 #include "apps/terminal.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "model/glm_dummy.h"
 
 namespace nibble {
 namespace {
@@ -121,7 +123,7 @@ int parse_token_count(const std::string& text) {
 
 Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                  std::function<void()> on_step)
-    : config(GlmConfig::load(folder)) {
+    : config(config_of(o, folder)) {
   check_dtype(o.dtype);
   check_quantization(o.quantization, config);
   if (o.max_num_batched_tokens < o.max_num_seqs) {
@@ -143,14 +145,15 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                                .eos_token_ids = config.eos_token_ids,
                                .on_step = std::move(on_step)};
   backend = create_backend({.device = o.device, .threads = o.threads});
-  load_weights(folder);
+  weights = o.load_format == "dummy" ? dummy_weights(config)
+                                     : GlmWeights::load(Checkpoint::open(folder), config);
+  upload_weights();
   model = std::make_unique<GlmFlash>(config, weights, *backend, o.max_num_batched_tokens,
                                      Engine::logit_rows(engine_options));
   engine = std::make_unique<Engine>(*model, std::move(engine_options));
 }
 
-void Runtime::load_weights(const std::filesystem::path& folder) {
-  weights = GlmWeights::load(Checkpoint::open(folder), config);
+void Runtime::upload_weights() {
   constexpr double kLongBytes = 5e8;
   const double bytes = double(weights.size_bytes());
   ProgressLine progress;

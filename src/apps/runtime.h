@@ -36,7 +36,7 @@ class Runtime {
   std::unique_ptr<Engine> engine;
 
  private:
-  void load_weights(const std::filesystem::path& folder);
+  void upload_weights();
 
   std::thread engine_thread_;
 };

@@ -39,7 +39,6 @@ constexpr Rule kRules[] = {
     {"--disable-log-stats", kSwitch, kSilent, ""},
     {"--disable-log-requests", kSwitch, kSilent, "requests are not logged"},
     {"--enable-prompt-tokens-details", kSwitch, kSilent, "always given"},
-    {"--load-format", kValue, kRefused, "only safetensors are read", "auto safetensors"},
     {"--generation-config-format", kValue, kIgnored, ""},
     {"--prefix-caching-hash-algo", kValue, kIgnored, "keys are XXH3 with a secret"},
     {"--chat-template-content-format", kValue, kIgnored, "text parts are joined to strings",

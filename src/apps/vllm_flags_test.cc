@@ -38,7 +38,7 @@ TEST(VllmFlags, IgnoredFlagsWarnOnce) {
 TEST(VllmFlags, RefusalsGiveTheReason) {
   for (const Words& words :
        {Words{"--tensor-parallel-size", "2"}, Words{"--speculative-config.method", "mtp"},
-        Words{"--load-format", "gguf"}, Words{"--middleware", "a", "b"}, Words{"--uds", "/x"}}) {
+        Words{"--middleware", "a", "b"}, Words{"--uds", "/x"}}) {
     try {
       translate_vllm_flags(words);
       ADD_FAILURE() << words[0];

@@ -90,8 +90,9 @@ class Backend {
   // Steps -----------------------------------------------------------------------------------------
   // Makes the batch's arrays readable by the operations that follow, until the next call.
   virtual void begin_step(const Batch& batch) = 0;
-  // Runs `step`. A backend that can records it at the first call with a key and replays the record
-  // later: the key must name everything that changes the calls, and `step` must not decide on data.
+  // Runs `step`. A backend that can records it and replays the record at later calls with the same
+  // key: the key must name everything that changes the calls, except what begin_step() says of the
+  // batch's contexts, and `step` must not decide on data. Key 0: not to be recorded.
   virtual void replay(uint64_t key, const std::function<void()>& step) = 0;
 
   // Rows ------------------------------------------------------------------------------------------
@@ -117,6 +118,11 @@ class Backend {
   // Per head: q = [q_nope | rotate(q_rope)], k = [kv_b[:nope] c | rope key], v = kv_b[nope:] c over
   // the cached records c of positions 0 .. own; out = softmax(q k^T / sqrt(query_dim)) v.
   // q [T, heads * query_dim], out [T, heads * value_dim]. All rows are stored before.
+  // A backend may compute a segment that is `expanded` in another order: with keys and values made
+  // of the records first, which pays from some hundreds of rows on and costs as much as that for
+  // fewer. A row then has the same bits in any chunk of an expanded segment, but not the bits that
+  // it has in a segment that is not. So that results do not depend on the batch, who makes batches
+  // sets the flag by the request alone: all chunks of a prompt, or none.
   virtual void mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
                              const Batch& batch, const KvLayer& cache, Tensor out) = 0;
 

@@ -1,18 +1,65 @@
 #include "backend/create.h"
 
+#include <charconv>
+
 #include "backend/cpu/cpu_backend.h"
 #include "backend/reference/reference_backend.h"
 #include "base/error.h"
 
+#ifdef NIBBLE_WITH_CUDA
+#include "backend/cuda/cuda_backend.h"
+#endif
+
 namespace nibble {
+namespace {
+
+bool names_cuda(const std::string& device) {
+  return device == "cuda" || device.starts_with("cuda:");
+}
+
+// The N of cuda:N; 0 for cuda.
+int index_of(const std::string& device) {
+  if (device == "cuda") return 0;
+  const char* const first = device.data() + 5;
+  const char* const last = device.data() + device.size();
+  int index = -1;
+  const auto [end, error] = std::from_chars(first, last, index);
+  if (error != std::errc() || end != last || index < 0) {
+    throw Error("--device " + device + ": must be cuda or cuda:N with the number of a device");
+  }
+  return index;
+}
+
+std::unique_ptr<Backend> create_cuda(int index, bool table_on_host) {
+#ifdef NIBBLE_WITH_CUDA
+  return std::make_unique<CudaBackend>(
+      CudaBackend::Options{.device = index, .table_on_host = table_on_host});
+#else
+  (void)table_on_host;
+  throw Error("--device cuda:" + std::to_string(index) +
+              ": this build has no CUDA; `make cuda` builds one that has");
+#endif
+}
+
+}  // namespace
+
+bool has_cuda_device() {
+#ifdef NIBBLE_WITH_CUDA
+  return cuda::count_devices() > 0;
+#else
+  return false;
+#endif
+}
 
 std::unique_ptr<Backend> create_backend(const BackendOptions& options) {
-  if (options.device == "cpu" || options.device == "auto") {
-    return std::make_unique<CpuBackend>(options.threads);
+  const bool automatic = options.device == "auto";
+  if (names_cuda(options.device) || (automatic && has_cuda_device())) {
+    return create_cuda(automatic ? 0 : index_of(options.device), options.table_on_host);
   }
+  if (automatic || options.device == "cpu") return std::make_unique<CpuBackend>(options.threads);
   if (options.device == "reference") return std::make_unique<ReferenceBackend>();
   throw Error("--device " + options.device +
-              ": there is no such device; use auto, cpu or reference");
+              ": there is no such device; use auto, cpu, cuda, cuda:N or reference");
 }
 
 }  // namespace nibble

@@ -9,11 +9,17 @@
 namespace nibble {
 
 struct BackendOptions {
-  std::string device = "auto";  // auto | cpu | reference
+  std::string device = "auto";  // auto | cpu | cuda | cuda:N | reference
   int threads = 0;              // cpu: 0 = the machine's physical cores
+  // cuda: the embedding in pinned host memory, of which a step reads a row a token.
+  bool table_on_host = false;
 };
 
-// Throws Error that names the device and the ones there are.
+// auto: the first CUDA card where there is one, else the CPU. Throws Error that names the device
+// and the ones there are, or what the card lacks.
 std::unique_ptr<Backend> create_backend(const BackendOptions& options);
+
+// Whether create_backend("cuda") can work: the build has it, and the driver shows a card.
+bool has_cuda_device();
 
 }  // namespace nibble

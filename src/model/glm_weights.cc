@@ -182,7 +182,8 @@ void read_attention(WeightReader& reader, const std::string& prefix, const GlmCo
 
 void read_experts(WeightReader& reader, const std::string& prefix, const GlmConfig& c,
                   GlmLayer& layer) {
-  layer.router = reader.linear(prefix + "gate", c.num_experts, c.hidden);
+  layer.router = reader.matrix(prefix + "gate", Use::kRouter, c.hidden,
+                               {{prefix + "gate", c.num_experts}});
   layer.router_bias = reader.vector(prefix + "gate.e_score_correction_bias", c.num_experts);
   const auto expert = [&](int64_t e) { return prefix + "experts." + std::to_string(e) + "."; };
   layer.experts_gate_up = reader.experts(

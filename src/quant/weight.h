@@ -19,6 +19,7 @@ enum class Format : uint8_t { kF32, kBF16, kNvfp4 };
 // What the model does with a weight, so that a backend can choose its layout at upload.
 enum class Use : uint8_t {
   kLinear,    // count 1: out = x w^T
+  kRouter,    // count 1: scores of the experts, always in FP32
   kExperts,   // count E: one matrix an expert
   kTable,     // count 1: rows are looked up
   kVector,    // one row: norm gain, router bias

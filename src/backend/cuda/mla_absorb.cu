@@ -1,7 +1,8 @@
 // kv_b's two halves for rows that attend absorbed, straight from its own format:
 //
-//   absorb_queries  q'[h][c] = scale sum_d q[h][d] kv_b[h][d][c]         K = 192, across kv_b's rows
-//   join_splits     out[h][n] = sum_c o[h][c] kv_b[h][192 + n][c]        K = 512, along kv_b's rows
+//   absorb_queries  q'[h][c] = scale sum_d q[h][d] kv_b[h][d][c]         K = 192, across kv_b's
+//   rows join_splits     out[h][n] = sum_c o[h][c] kv_b[h][192 + n][c]        K = 512, along kv_b's
+//   rows
 //
 // kv_b is the A factor, 8 rows of the batch are B's columns, so that one row and many take the same
 // products in the same order. A block of 8 warps: 128 columns of a head in 4 slices of K, or 64
@@ -37,8 +38,8 @@ __device__ void rotate_queries(const Matrix<In>& q, const Rope& rope, const Quer
   for (int i = threadIdx.x; i < count * pairs; i += kThreads) {
     const int row = begin + i / pairs, head = i % pairs / (kRope / 2), pair = i % (kRope / 2);
     const In* from = q.row(b.first_row + row) + head * kQuery + kNope + 2 * pair;
-    const float2 turned = rotate(rope, step.positions[b.first_row + row], pair, to_float(from[0]),
-                                 to_float(from[1]));
+    const float2 turned =
+        rotate(rope, step.positions[b.first_row + row], pair, to_float(from[0]), to_float(from[1]));
     uint32_t* to = reinterpret_cast<uint32_t*>(out + (int64_t(row) * b.heads + head) * kRecord);
     to[kLatent / 2 + pair] = pack(turned.x * b.scale, turned.y * b.scale, Out());
   }
@@ -201,8 +202,7 @@ __device__ void join_rows(const Partials& p, const OutputBlocks& b, const StepVi
       }
       __syncthreads();
       for (int slot = 0; slot < count; ++slot) {
-        const float2 sum =
-            reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x];
+        const float2 sum = reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x];
         total[0] += sum.x, total[1] += sum.y;
       }
       __syncthreads();
@@ -229,8 +229,7 @@ __global__ void __launch_bounds__(kThreads)
   const int begin = blockIdx.y * kRows;
   typename Up::Along raw[kChunks][2];
   const auto fetch = [&](int slab) {
-    const int64_t row =
-        int64_t(head) * kUpRows + kNope + slab * kOutputs + tile * 16 + g;
+    const int64_t row = int64_t(head) * kUpRows + kNope + slab * kOutputs + tile * 16 + g;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       raw[c][0] = Up::load_along(w, row, slice * kChunks + c, t);
@@ -259,8 +258,9 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     if (slab + 1 < first_slab + b.slabs) fetch(slab + 1);
-    if (slice == 1) *reinterpret_cast<float4*>(shared.slices[tile][lane]) =
-        make_float4(acc[0], acc[1], acc[2], acc[3]);
+    if (slice == 1)
+      *reinterpret_cast<float4*>(shared.slices[tile][lane]) =
+          make_float4(acc[0], acc[1], acc[2], acc[3]);
     __syncthreads();
     if (slice == 0) {
 #pragma unroll
@@ -268,8 +268,8 @@ __global__ void __launch_bounds__(kThreads)
         const int row = begin + 2 * t + i % 2;
         const int n = slab * kOutputs + tile * 16 + g + i / 2 * 8;
         if (row >= b.num_rows) continue;
-        const float scale = w.scale * Up::kScale *
-                            Up::row_scale(w, int64_t(head) * kUpRows + kNope + n);
+        const float scale =
+            w.scale * Up::kScale * Up::row_scale(w, int64_t(head) * kUpRows + kNope + n);
         out.row(b.first_row + row)[head * kValue + n] =
             from_float<Out>((acc[i] + shared.slices[tile][lane][i]) * scale);
       }
@@ -297,9 +297,9 @@ void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, cons
       .tiles = tiles,
       .scale = float(std::numbers::log2e / std::sqrt(double(shape.query_dim()))),
       .permuted = out.format == KvFormat::kNvfp4};
-  const Grid grid{.blocks = {unsigned(shape.heads * kColumnBlocks + 1),
-                             blocks_for(rows.count, tiles * kRows)},
-                  .threads = kThreads};
+  const Grid grid{
+      .blocks = {unsigned(shape.heads * kColumnBlocks + 1), blocks_for(rows.count, tiles * kRows)},
+      .threads = kThreads};
   const Rope rope = rope_of(shape.rope_dim, shape.rope_theta);
   with_format(kv_b.format, [&](auto format) {
     with_activation(q.dtype, [&]<typename In>(In) {

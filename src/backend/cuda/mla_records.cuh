@@ -187,8 +187,7 @@ __device__ __forceinline__ void decode_across(const uint32_t (&v)[4], uint32_t b
     const uint32_t scale = block_scale_pair(block_scales, pair == 0 ? 0x1404 : 0x3424);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint32_t codes =
-          __byte_perm(v[2 * pair], v[2 * pair + 1], half == 0 ? 0x5410 : 0x7632);
+      const uint32_t codes = __byte_perm(v[2 * pair], v[2 * pair + 1], half == 0 ? 0x5410 : 0x7632);
       a[2 * half][2 * pair] = multiply_halves(e2m1_pair<0>(codes), scale);
       a[2 * half][2 * pair + 1] = multiply_halves(e2m1_pair<1>(codes), scale);
       a[2 * half + 1][2 * pair] = multiply_halves(e2m1_pair<2>(codes), scale);

@@ -1,12 +1,13 @@
 // attend_splits: for one row, a group of heads and a span of positions
 //
-//   s[p][h] = record[p] . q'[h]          p[p][h] = 2^(s - top)          o[h] = sum_p p[p][h] latent[p]
+//   s[p][h] = record[p] . q'[h]          p[p][h] = 2^(s - top)          o[h] = sum_p p[p][h]
+//   latent[p]
 //
 // with records as they are stored. Positions are the 16 rows of a product and heads its columns, 8
 // at a time: 20 heads fill 24, where heads as rows would fill 32. A block walks tiles of positions
 // that cp.async brings kStages - 1 ahead: scores (a warp takes 16 positions and a slice of the
-// record), softmax (a warp takes heads), outputs (a warp takes 64 columns of the latent). Two blocks
-// share an SM, so that one computes while the other waits.
+// record), softmax (a warp takes heads), outputs (a warp takes 64 columns of the latent). Two
+// blocks share an SM, so that one computes while the other waits.
 //
 // Records of earlier steps are fetched before the predecessor has ended.
 #include "backend/cuda/mla_stages.h"
@@ -15,7 +16,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kQueryPitch = kRecord + 8;  // 16-bit values
+constexpr int kQueryPitch = kRecord + 8;     // 16-bit values
 constexpr float kProbabilityScale = 256.0f;  // keeps small ones out of FP16's subnormals
 
 // A tile of records in shared memory, by format. Pieces are 16 bytes; swizzles let the lanes of a
@@ -122,9 +123,8 @@ struct Tile<KvFormat::kNvfp4> {
   }
   __device__ static __forceinline__ void rope(const uint8_t* tile, int row, int j, int t,
                                               uint32_t (&a)[2]) {
-    decode_4_along<true>(*reinterpret_cast<const uint32_t*>(tile + row * kBytes + kRopeAt +
-                                                            16 * t + 4 * j),
-                         a);
+    decode_4_along<true>(
+        *reinterpret_cast<const uint32_t*>(tile + row * kBytes + kRopeAt + 16 * t + 4 * j), a);
   }
   __device__ static __forceinline__ void across(const uint8_t* tile, int row, int chunk, int g,
                                                 uint32_t (&a)[4][4]) {
@@ -276,9 +276,8 @@ struct Kernel {
   __device__ static void weigh(Shared& s, const uint32_t* scales, int count,
                                float (&tops)[kHeadTiles], float (&sums)[kHeadTiles]) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const float scale =
-        T::kScalesLatent ? unpack(scales[lane % kTile], bf16()).x * T::kProbability
-                         : T::kProbability;
+    const float scale = T::kScalesLatent ? unpack(scales[lane % kTile], bf16()).x * T::kProbability
+                                         : T::kProbability;
 #pragma unroll
     for (int i = 0; i < kHeadTiles; ++i) {
       const int head = warp * kHeadTiles + i;
@@ -300,7 +299,8 @@ struct Kernel {
     }
   }
 
-  __device__ static void add_values(Shared& s, const uint8_t* tile, float (&out)[4][kHeadTiles][4]) {
+  __device__ static void add_values(Shared& s, const uint8_t* tile,
+                                    float (&out)[4][kHeadTiles][4]) {
     const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
@@ -486,8 +486,7 @@ bool launch_split(const Context& context, LatentQueries q, const KvLayer& cache,
   const auto kernel = split_kernel<format, kHeadTiles, kTile, kStages>;
   allow_shared(kernel, shared);
   launch(context,
-         {.blocks = {unsigned(out.max_splits), unsigned(rows),
-                     blocks_for(blocks.heads, K::kHeads)},
+         {.blocks = {unsigned(out.max_splits), unsigned(rows), blocks_for(blocks.heads, K::kHeads)},
           .threads = kThreads,
           .shared_bytes = shared},
          kernel, static_cast<const uint16_t*>(q.data), Records(cache), blocks, context.step, out);
@@ -501,8 +500,8 @@ void launch_format(const Context& context, LatentQueries q, const KvLayer& cache
   bool launched =
       launch_split<format, kHeadTiles, 32, kStages>(context, q, cache, blocks, rows, out);
   if constexpr (format == KvFormat::kBF16) {  // cards of 99 KiB a block
-    launched = launched ||
-               launch_split<format, kHeadTiles, 16, 3>(context, q, cache, blocks, rows, out);
+    launched =
+        launched || launch_split<format, kHeadTiles, 16, 3>(context, q, cache, blocks, rows, out);
   }
   CHECK(launched, "a span of %d positions", blocks.most_span);
 }
@@ -528,12 +527,12 @@ void attend_splits(const Context& context, LatentQueries q, const MlaShape& shap
   };
   switch (cache.format) {
     case KvFormat::kF32:
-      return launch(context,
-                    {.blocks = {unsigned(out.max_splits), unsigned(rows.count),
-                                unsigned(shape.heads)},
-                     .threads = kThreads},
-                    split_f32_kernel, static_cast<const bf16*>(q.data), Records(cache), blocks,
-                    context.step, out);
+      return launch(
+          context,
+          {.blocks = {unsigned(out.max_splits), unsigned(rows.count), unsigned(shape.heads)},
+           .threads = kThreads},
+          split_f32_kernel, static_cast<const bf16*>(q.data), Records(cache), blocks, context.step,
+          out);
     case KvFormat::kBF16:
       return run.operator()<KvFormat::kBF16>();
     case KvFormat::kFp8:

@@ -30,8 +30,9 @@ __device__ __forceinline__ uint32_t to_e2m1(float value) {
 }
 
 __device__ __forceinline__ float from_e2m1(uint32_t code) {
-  const float magnitude = (code & 7) < 4 ? 0.5f * float(code & 7)
-                                         : ((code & 1) != 0 ? 3.0f : 2.0f) * ((code & 2) ? 2.0f : 1.0f);
+  const float magnitude = (code & 7) < 4
+                              ? 0.5f * float(code & 7)
+                              : ((code & 1) != 0 ? 3.0f : 2.0f) * ((code & 2) ? 2.0f : 1.0f);
   return (code & 8) != 0 ? -magnitude : magnitude;
 }
 
@@ -110,8 +111,8 @@ __device__ void encode(float4 latent, Shared& s, uint8_t* values, uint8_t* scale
   } else {
     constexpr bool is_int8 = format == KvFormat::kInt8;
     if constexpr (is_int8) {
-      float largest = fmaxf(fmaxf(fabsf(latent.x), fabsf(latent.y)),
-                            fmaxf(fabsf(latent.z), fabsf(latent.w)));
+      float largest =
+          fmaxf(fmaxf(fabsf(latent.x), fabsf(latent.y)), fmaxf(fabsf(latent.z), fabsf(latent.w)));
       largest = warp_max(largest);
       if (i % kWarp == 0) s.largest[i / kWarp] = largest;
       __syncthreads();
@@ -143,15 +144,14 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_predecessor();
   let_successor_begin();
   const In* from = kv.row(row) + 4 * i;
-  float4 v = make_float4(to_float(from[0]), to_float(from[1]), to_float(from[2]),
-                         to_float(from[3]));
+  float4 v =
+      make_float4(to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3]));
   if (i < kWarp) {
     const In* pair = kv.row(row) + kLatent + 2 * i;
     const float2 turned = rotate(rope, position, i, to_float(pair[0]), to_float(pair[1]));
     reinterpret_cast<float2*>(s.rope)[i] = turned;
   }
-  const float square =
-      block_sum(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w, s.sums);
+  const float square = block_sum(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w, s.sums);
   const float scale = 1.0f / sqrtf(square / float(kLatent) + eps);
   v = make_float4(v.x * scale * g.x, v.y * scale * g.y, v.z * scale * g.z, v.w * scale * g.w);
   reinterpret_cast<float4*>(s.latent)[i] = v;

@@ -53,8 +53,12 @@ struct UpRows<KvFormat::kBF16> {
   __device__ static __forceinline__ void decode(const Across& raw, uint32_t (&a)[4][4]) {
     decode_across(raw.v, a);
   }
-  __device__ static __forceinline__ int place(int column) { return column; }
-  __device__ static __forceinline__ float row_scale(const LatentUp&, int64_t) { return 1.0f; }
+  __device__ static __forceinline__ int place(int column) {
+    return column;
+  }
+  __device__ static __forceinline__ float row_scale(const LatentUp&, int64_t) {
+    return 1.0f;
+  }
 };
 
 template <>

@@ -1,0 +1,160 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include <cstring>
+
+#include "backend/cuda/experts.h"
+#include "backend/cuda/linear.h"
+#include "backend/cuda/machine_limits.h"
+#include "backend/cuda/mla.h"
+#include "backend/cuda/route.h"
+#include "backend/cuda/rows.h"
+
+namespace nibble {
+namespace {
+
+constexpr size_t kReadBufferBytes = 256 << 10;
+
+}  // namespace
+
+CudaBackend::CudaBackend(const Options& options)
+    : options_(options), device_(cuda::open_device(options.device)) {
+  CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  read_buffer_ = cuda::PinnedMemory(kReadBufferBytes);
+}
+
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_);
+  replay_.clear();
+  cudaStreamDestroy(stream_);
+}
+
+cuda::Context CudaBackend::context() {
+  device_.make_current();
+  return {.device = device_, .stream = stream_, .workspace = workspace_, .step = step_.view()};
+}
+
+std::string CudaBackend::description() const {
+  return "cuda:" + std::to_string(device_.index) + ": " + device_.name + ", " +
+         std::to_string(device_.memory_bytes >> 20) + " MiB, compute capability " +
+         std::to_string(device_.arch / 10) + "." + std::to_string(device_.arch % 10);
+}
+
+MachineLimits CudaBackend::measure_limits() {
+  return cuda::measure_limits(context());
+}
+
+void* CudaBackend::allocate(size_t bytes) {
+  device_.make_current();
+  cuda::DeviceMemory memory(bytes);
+  CUDA_CHECK(cudaMemsetAsync(memory.data(), 0, memory.size(), stream_));
+  void* data = memory.data();
+  allocations_[data] = std::move(memory);
+  return data;
+}
+
+void CudaBackend::free(void* memory) {
+  device_.make_current();
+  if (memory == nullptr) return;
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  replay_.clear();  // a record may hold its address
+  CHECK(allocations_.erase(memory) == 1, "not this backend's memory");
+}
+
+void CudaBackend::write(void* memory, const void* host, size_t bytes) {
+  if (bytes == 0) return;
+  CUDA_CHECK(cudaMemcpyAsync(memory, host, bytes, cudaMemcpyHostToDevice, context().stream));
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+}
+
+void CudaBackend::read(const void* memory, void* host, size_t bytes) {
+  if (bytes == 0) return;
+  const bool buffered = bytes <= kReadBufferBytes;
+  void* to = buffered ? read_buffer_.data() : host;
+  CUDA_CHECK(cudaMemcpyAsync(to, memory, bytes, cudaMemcpyDeviceToHost, context().stream));
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  if (buffered) std::memcpy(host, to, bytes);
+}
+
+Weight CudaBackend::upload(const Weight& host) {
+  device_.make_current();
+  const cuda::Uploads to{.device = device_, .stream = stream_, .arena = weights_};
+  Weight uploaded = host;
+  switch (host.use) {
+    case Use::kLinear:
+      uploaded.resident = cuda::upload_linear(to, host);
+      break;
+    case Use::kExperts:
+      uploaded.resident = cuda::upload_experts(to, host);
+      break;
+    case Use::kLatentUp:
+      uploaded.resident = cuda::upload_latent_up(to, host);
+      break;
+    case Use::kTable:
+      uploaded.resident = cuda::upload_table(to, host, options_.table_on_host);
+      break;
+    case Use::kRouter:
+    case Use::kVector:
+      uploaded.resident = cuda::upload_rows(to, host);
+      break;
+  }
+  return uploaded;
+}
+
+void CudaBackend::begin_step(const Batch& batch) {
+  step_.fill(batch, context().stream);
+}
+
+void CudaBackend::replay(uint64_t key, const std::function<void()>& step) {
+  if (key == 0) return step();
+  const int generation = step_.generation() + workspace_.generation();
+  if (generation != recorded_generation_) replay_.clear();
+  recorded_generation_ = generation;
+  const uint64_t bound = uint64_t(step_.view().length_bound);
+  replay_.run(key * 0x9e3779b97f4a7c15u ^ bound, context().stream, step);
+}
+
+void CudaBackend::embed(const Weight& table, const Batch&, Tensor out) {
+  cuda::embed(context(), table, out);
+}
+
+void CudaBackend::add_rms_norm(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) {
+  cuda::add_rms_norm(context(), x, delta, gain, eps, out);
+}
+
+void CudaBackend::gather_rows(Tensor x, const Batch&, Tensor out) {
+  cuda::gather_rows(context(), x, out);
+}
+
+void CudaBackend::linear(Tensor x, const Weight& w, Tensor out, bool accumulate) {
+  cuda::linear(context(), x, w, out, accumulate);
+}
+
+void CudaBackend::silu_mul(Tensor gate_up, Tensor out) {
+  cuda::silu_mul(context(), gate_up, out);
+}
+
+void CudaBackend::mla_store(Tensor kv, const Weight& gain, const MlaShape& shape, const Batch&,
+                            const KvLayer& cache) {
+  cuda::mla_store(context(), kv, gain, shape, cache);
+}
+
+void CudaBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
+                                const Batch& batch, const KvLayer& cache, Tensor out) {
+  cuda::mla_attention(context(), q, kv_b, shape, batch, cache, out);
+}
+
+void CudaBackend::route(Tensor x, const Weight& router, const Weight& bias,
+                        const RouterShape& shape, Routing out) {
+  cuda::route(context(), x, router, bias, shape, out);
+}
+
+void CudaBackend::experts(Tensor x, const Routing& routing, const Weight& gate_up,
+                          const Weight& down, Tensor out) {
+  cuda::experts(context(), x, routing, gate_up, down, out);
+}
+
+void CudaBackend::sample(Tensor logits, const SampleBatch& rows, SampleResult out) {
+  sampler_.run(context(), logits, rows, out);
+}
+
+}  // namespace nibble

@@ -1,0 +1,72 @@
+// The backend of a CUDA card. Every operation is a launch into one stream.
+//
+// Activations between matrices are BF16, the tensor cores' input: half the bytes, and a product's
+// input is rounded once, where it is written. The residual stream, sums over K, the router and the
+// logits are FP32.
+#pragma once
+
+#include <unordered_map>
+
+#include "backend/backend.h"
+#include "backend/cuda/launch.h"
+#include "backend/cuda/replay.h"
+#include "backend/cuda/sample.h"
+
+namespace nibble {
+
+class CudaBackend : public Backend {
+ public:
+  struct Options {
+    int device = 0;
+    bool table_on_host = false;  // the embedding in pinned host memory
+  };
+  // Throws Error when the card cannot be used.
+  explicit CudaBackend(const Options& options);
+  ~CudaBackend() override;
+
+  std::string description() const override;
+  MachineLimits measure_limits() override;
+  DType activation_dtype() const override { return DType::kBF16; }
+  DType product_input_dtype() const override { return DType::kBF16; }
+
+  void* allocate(size_t bytes) override;
+  void free(void* memory) override;
+  void write(void* memory, const void* host, size_t bytes) override;
+  void read(const void* memory, void* host, size_t bytes) override;
+  Weight upload(const Weight& host) override;
+
+  void begin_step(const Batch& batch) override;
+  void replay(uint64_t key, const std::function<void()>& step) override;
+
+  void embed(const Weight& table, const Batch& batch, Tensor out) override;
+  void add_rms_norm(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) override;
+  void gather_rows(Tensor x, const Batch& batch, Tensor out) override;
+  void linear(Tensor x, const Weight& w, Tensor out, bool accumulate) override;
+  void silu_mul(Tensor gate_up, Tensor out) override;
+  void mla_store(Tensor kv, const Weight& gain, const MlaShape& shape, const Batch& batch,
+                 const KvLayer& cache) override;
+  void mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape, const Batch& batch,
+                     const KvLayer& cache, Tensor out) override;
+  void route(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape,
+             Routing out) override;
+  void experts(Tensor x, const Routing& routing, const Weight& gate_up, const Weight& down,
+               Tensor out) override;
+  void sample(Tensor logits, const SampleBatch& rows, SampleResult out) override;
+
+ private:
+  cuda::Context context();  // makes the card the calling thread's, too
+
+  const Options options_;
+  const cuda::Device device_;
+  cudaStream_t stream_ = nullptr;
+  cuda::Arena weights_;
+  cuda::Workspace workspace_;
+  cuda::StepArrays step_;
+  cuda::Replay replay_;
+  int recorded_generation_ = 0;
+  cuda::Sampler sampler_;
+  cuda::PinnedMemory read_buffer_;
+  std::unordered_map<void*, cuda::DeviceMemory> allocations_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,21 @@
+// experts: the routed experts' products, and the layout of their matrices on the card.
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+#include "backend/cuda/launch.h"
+#include "backend/cuda/weights.h"
+
+namespace nibble::cuda {
+
+// Use::kExperts: gate_up and down alike.
+std::shared_ptr<const void> upload_experts(const Uploads& to, const Weight& host);
+
+// out[t] = sum over k of weights[t, k] * down[e] silu_mul(gate_up[e] x[t]), e = experts[t, k]
+// x [T, D] and out [T, D] BF16. The routing is read on the card. The inner value is rounded to
+// BF16, sums are FP32.
+void experts(const Context& context, Tensor x, const Routing& routing, const Weight& gate_up,
+             const Weight& down, Tensor out);
+
+}  // namespace nibble::cuda

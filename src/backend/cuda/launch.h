@@ -1,0 +1,60 @@
+// How kernels are launched: all of them in one stream, each allowed to begin before its predecessor
+// ends, where the card can do that. For .cu files.
+//
+// So every kernel must call wait_for_predecessor() (ptx.cuh) in all its threads before it reads
+// what an earlier kernel wrote and before it writes anything; only weights may be read earlier.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "backend/cuda/memory.h"
+#include "backend/cuda/step_arrays.h"
+
+namespace nibble::cuda {
+
+// What an operation needs beside its arguments.
+struct Context {
+  const Device& device;
+  cudaStream_t stream;
+  Workspace& workspace;  // of one operation at a time
+  const StepView& step;  // of the batch of begin_step()
+};
+
+struct Grid {
+  dim3 blocks{1};
+  int threads = 256;
+  size_t shared_bytes = 0;  // dynamic; over 48 KiB after allow_shared()
+};
+
+// For a kernel that takes more than 48 KiB of shared memory; once a kernel, before its launch.
+template <typename Kernel>
+void allow_shared(Kernel* kernel, size_t bytes) {
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+}
+
+// Launches nothing when the grid is empty.
+template <typename... Params, typename... Args>
+void launch(const Context& context, const Grid& grid, void (*kernel)(Params...), Args&&... args) {
+  if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
+  cudaLaunchAttribute dependent{};
+  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  dependent.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid.blocks;
+  config.blockDim = dim3(unsigned(grid.threads));
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = context.stream;
+  config.attrs = &dependent;
+  config.numAttrs = context.device.has_dependent_launch() ? 1 : 0;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...));
+}
+
+// Blocks of `each` that cover `count`.
+constexpr unsigned blocks_for(int64_t count, int64_t each) {
+  return unsigned((count + each - 1) / each);
+}
+
+}  // namespace nibble::cuda

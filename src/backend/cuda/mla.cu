@@ -1,0 +1,101 @@
+#include <algorithm>
+#include <vector>
+
+#include "backend/cuda/mla.h"
+#include "backend/cuda/mla_stages.h"
+#include "base/numbers.h"
+
+namespace nibble::cuda {
+namespace {
+
+// Rows whose partial outputs exceed this are attended to in several passes.
+constexpr size_t kPartialBytes = size_t(64) << 20;
+
+template <typename T>
+T* copy_to_card(const Uploads& to, const std::vector<T>& values) {
+  T* const data = static_cast<T*>(to.arena.allocate(values.size() * sizeof(T)));
+  CUDA_CHECK(cudaMemcpyAsync(data, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice,
+                             to.stream));
+  CUDA_CHECK(cudaStreamSynchronize(to.stream));
+  return data;
+}
+
+void attend_absorbed(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
+                     RowRange rows, const KvLayer& cache, Tensor out) {
+  const int splits = most_splits(context.step.length_bound);
+  const size_t query_bytes = size_t(shape.heads) * kRecord * sizeof(uint16_t);
+  const size_t value_bytes = size_t(shape.heads) * size_t(splits) * kLatent * sizeof(__half);
+  const size_t log_bytes = size_t(shape.heads) * size_t(splits) * sizeof(float);
+  const int most = int(std::max<size_t>(8, kPartialBytes / (value_bytes + log_bytes)));
+  const int at_once = std::min(most, rows.count);
+  char* memory =
+      context.workspace.fit_as<char>(size_t(at_once) * (query_bytes + value_bytes + log_bytes));
+  const LatentQueries queries{.data = memory, .format = cache.format};
+  memory += size_t(at_once) * query_bytes;
+  const Partials partials{
+      .values = reinterpret_cast<__half*>(memory),
+      .log_sums = reinterpret_cast<float*>(memory + size_t(at_once) * value_bytes),
+      .max_splits = splits};
+  for (int first = 0; first < rows.count; first += at_once) {
+    const RowRange pass{rows.first + first, std::min(at_once, rows.count - first)};
+    absorb_queries(context, q, kv_b, shape, pass, queries);
+    attend_splits(context, queries, shape, pass, cache, partials);
+    join_splits(context, partials, kv_b, shape, pass, out);
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<const void> upload_latent_up(const Uploads& to, const Weight& host) {
+  CHECK(host.rows == kUpRows && host.cols == kLatent, "%s", host.name.c_str());
+  LatentUp up{.heads = int(host.count)};
+  const bool is_nvfp4 = host.parts[0].format == Format::kNvfp4;
+  std::vector<uint8_t> values, block_scales;
+  std::vector<float> row_scales;
+  std::vector<float> row(kLatent);
+  int64_t first = 0;
+  for (const WeightPart& part : host.parts) {
+    CHECK((part.format == Format::kNvfp4) == is_nvfp4, "%s: parts of two formats",
+          host.name.c_str());
+    if (is_nvfp4) {
+      values.insert(values.end(), part.values, part.values + part.rows * kLatent / 2);
+      block_scales.insert(block_scales.end(), part.block_scales,
+                          part.block_scales + part.rows * kLatent / 16);
+      row_scales.insert(row_scales.end(), size_t(part.rows),
+                        part.global_scale / host.parts[0].global_scale);
+    } else if (part.format == Format::kBF16) {
+      values.insert(values.end(), part.values, part.values + part.rows * kLatent * 2);
+    } else {
+      for (int64_t r = 0; r < part.rows; ++r) {
+        decode_row(host, first + r, row.data());
+        for (const float value : row) {
+          const uint16_t bits = float_to_bf16(value);
+          values.push_back(uint8_t(bits));
+          values.push_back(uint8_t(bits >> 8));
+        }
+      }
+    }
+    first += part.rows;
+  }
+  up.values = copy_to_card(to, values);
+  if (is_nvfp4) {
+    up.format = KvFormat::kNvfp4;
+    up.block_scales = copy_to_card(to, block_scales);
+    up.row_scales = copy_to_card(to, row_scales);
+    up.scale = host.parts[0].global_scale;
+  }
+  return std::make_shared<LatentUp>(up);
+}
+
+void mla_attention(const Context& context, Tensor q, const Weight& kv_b, const MlaShape& shape,
+                   const Batch& batch, const KvLayer& cache, Tensor out) {
+  CHECK(shape.nope_dim == kNope && shape.rope_dim == kRope && shape.value_dim == kValue &&
+            shape.latent_dim == kLatent,
+        "heads of %d + %d, %d over a latent of %d", shape.nope_dim, shape.rope_dim, shape.value_dim,
+        shape.latent_dim);
+  (void)batch;
+  const LatentUp& up = resident_as<LatentUp>(kv_b);
+  if (q.rows > 0) attend_absorbed(context, q, up, shape, {0, int(q.rows)}, cache, out);
+}
+
+}  // namespace nibble::cuda

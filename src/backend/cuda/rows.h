@@ -1,0 +1,30 @@
+// Row operations: embedding, norm, gathering, SwiGLU. Activations are BF16 or F32.
+#pragma once
+
+#include <memory>
+
+#include "backend/cuda/launch.h"
+#include "backend/cuda/weights.h"
+#include "base/tensor.h"
+#include "quant/weight.h"
+
+namespace nibble::cuda {
+
+// Use::kTable: BF16 rows as they are, other formats as FP32. `on_host`: in pinned host memory that
+// kernels read over the bus, one row a token.
+std::shared_ptr<const void> upload_table(const Uploads& to, const Weight& host, bool on_host);
+
+// out[t] = table[token t of the step]; out F32
+void embed(const Context& context, const Weight& table, Tensor out);
+
+// x += delta (when delta.data); out = x / sqrt(mean(x^2) + eps) * gain
+void add_rms_norm(const Context& context, Tensor x, Tensor delta, const Weight& gain, float eps,
+                  Tensor out);
+
+// out[i] = x[logit row i of the step]
+void gather_rows(const Context& context, Tensor x, Tensor out);
+
+// out = silu(gate_up[:, :n]) * gate_up[:, n:]
+void silu_mul(const Context& context, Tensor gate_up, Tensor out);
+
+}  // namespace nibble::cuda

@@ -1,0 +1,374 @@
+// The draw of backend.h without sorting the vocabulary, a block a row. Tokens are put in order of
+// falling logit and rising id by a key; the stages are cuts in that order: the place where a
+// running count (top_k, the n best) or a running sum of probabilities (top_p, the draw) reaches a
+// target. A histogram over the distance from the best logit finds the bin of the cut, and only the
+// tokens of that bin are compared with each other.
+//
+// Sums are integers, e^((logit - best) / temperature) in units of 2^-40, and thereby the same in
+// any order of adding. What is less likely than e^-28 of the best has no weight.
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/sample.h"
+#include "backend/cuda/tile.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kBins = 2 * kThreads;
+constexpr float kBinsPerUnit = 64;  // of distance / temperature: the last bin begins at 32
+constexpr int kGathered = 1024;     // tokens of a bin that fit into shared memory
+constexpr uint64_t kNoKey = ~uint64_t(0);
+
+// Running counts and weights of tokens.
+struct Mass {
+  uint64_t weight = 0;
+  uint32_t count = 0;
+
+  __device__ void add(Mass other) {
+    weight += other.weight;
+    count += other.count;
+  }
+  // What a cut measures.
+  __device__ uint64_t measure(bool by_count) const { return by_count ? count : weight; }
+};
+
+struct Shared {
+  unsigned long long weights[kBins];
+  uint32_t counts[kBins];
+  uint64_t keys[kGathered];
+  uint64_t key_weights[kGathered];
+  Mass warp_masses[kThreads / kWarp];
+  float warp_values[kThreads / kWarp];
+  uint64_t warp_keys[kThreads / kWarp];
+  // Results for all threads.
+  int gathered, bin;
+  Mass before, reached;
+  uint64_t key;
+};
+
+// Tokens in order: the key rises where the logit falls, and with the id among equals.
+__device__ __forceinline__ uint64_t key_of(float logit, int id) {
+  uint32_t bits = __float_as_uint(logit + 0.0f);  // -0 becomes 0
+  bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return uint64_t(~bits) << 32 | uint32_t(id);
+}
+
+__device__ __forceinline__ int id_of(uint64_t key) {
+  return int(uint32_t(key));
+}
+
+__device__ __forceinline__ Mass warp_total(Mass mass) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    Mass other;
+    other.weight = __shfl_xor_sync(0xffffffffu, mass.weight, offset);
+    other.count = __shfl_xor_sync(0xffffffffu, mass.count, offset);
+    mass.add(other);
+  }
+  return mass;
+}
+
+// In all threads the sum over the block.
+__device__ Mass block_total(Mass mass, Shared& shared) {
+  mass = warp_total(mass);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) shared.warp_masses[threadIdx.x / kWarp] = mass;
+  __syncthreads();
+  Mass sum;
+  for (int w = 0; w < kThreads / kWarp; ++w) sum.add(shared.warp_masses[w]);
+  return sum;
+}
+
+// A row of logits under one temperature.
+struct Row {
+  const float* logits;
+  int vocab;
+  float best;
+  float inverse_temperature;
+  float min_p;
+
+  __device__ __forceinline__ float distance(float logit) const {
+    return (best - logit) * inverse_temperature;
+  }
+  __device__ __forceinline__ int bin(float logit) const {
+    return int(fminf(distance(logit) * kBinsPerUnit, float(kBins - 1)));
+  }
+  // Nothing for what min_p drops.
+  __device__ __forceinline__ Mass mass(float logit) const {
+    const float share = expf(-distance(logit));
+    Mass mass;
+    if (share < min_p) return mass;
+    mass.weight = __float2ull_rn(share * 0x1p40f);
+    mass.count = 1;
+    return mass;
+  }
+};
+
+// The first token in order, in all threads.
+__device__ uint64_t first_key(const float* logits, int vocab, Shared& shared) {
+  uint64_t first = kNoKey;
+  for (int i = threadIdx.x; i < vocab; i += kThreads) first = min(first, key_of(logits[i], i));
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    first = min(first, __shfl_xor_sync(0xffffffffu, first, offset));
+  }
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) shared.warp_keys[threadIdx.x / kWarp] = first;
+  __syncthreads();
+  for (int w = 0; w < kThreads / kWarp; ++w) first = min(first, shared.warp_keys[w]);
+  return first;
+}
+
+__device__ void fill_bins(const Row& row, Shared& shared) {
+  __syncthreads();
+  for (int b = threadIdx.x; b < kBins; b += kThreads) shared.weights[b] = shared.counts[b] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
+    const Mass mass = row.mass(row.logits[i]);
+    if (mass.count == 0) continue;
+    const int bin = row.bin(row.logits[i]);
+    atomicAdd(&shared.counts[bin], 1u);
+    if (mass.weight > 0) atomicAdd(&shared.weights[bin], mass.weight);
+  }
+  __syncthreads();
+}
+
+// Sets shared.bin to the bin where the running measure reaches `target`, and shared.before to the
+// mass of the bins before. The target is reached.
+__device__ void find_bin(uint64_t target, bool by_count, Shared& shared) {
+  Mass mine;
+  for (int b = 2 * threadIdx.x; b < 2 * int(threadIdx.x) + 2; ++b) {
+    mine.add({shared.weights[b], shared.counts[b]});
+  }
+  Mass running = mine;  // of this thread's warp up to this thread
+  const int lane = threadIdx.x % kWarp;
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    Mass lower;
+    lower.weight = __shfl_up_sync(0xffffffffu, running.weight, offset);
+    lower.count = __shfl_up_sync(0xffffffffu, running.count, offset);
+    if (lane >= offset) running.add(lower);
+  }
+  __syncthreads();
+  if (lane == kWarp - 1) shared.warp_masses[threadIdx.x / kWarp] = running;
+  __syncthreads();
+  for (unsigned w = 0; w < threadIdx.x / kWarp; ++w) running.add(shared.warp_masses[w]);
+  Mass before = running;
+  before.weight -= mine.weight;
+  before.count -= mine.count;
+  if (before.measure(by_count) < target && running.measure(by_count) >= target) {
+    int b = 2 * threadIdx.x;
+    Mass first = before;
+    first.add({shared.weights[b], shared.counts[b]});
+    if (first.measure(by_count) < target) before = first, ++b;
+    shared.bin = b;
+    shared.before = before;
+  }
+  __syncthreads();
+}
+
+// Every token of bin `bin` that min_p leaves: visit(key, mass), by some thread.
+template <typename Visit>
+__device__ void for_each_in_bin(const Row& row, int bin, Visit visit) {
+  for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
+    const float logit = row.logits[i];
+    if (row.bin(logit) != bin) continue;
+    const Mass mass = row.mass(logit);
+    if (mass.count > 0) visit(key_of(logit, i), mass);
+  }
+}
+
+// The lowest key of the bin up to which the running measure reaches `target`, by halving: for bins
+// of more tokens than fit into shared memory.
+__device__ void halve_bin(const Row& row, uint64_t target, bool by_count, Shared& shared) {
+  uint64_t low = 0, high = kNoKey;
+  const int bin = shared.bin;
+  const Mass before = shared.before;
+  Mass reached;
+  while (low < high) {
+    const uint64_t middle = low + (high - low) / 2;
+    Mass mass;
+    for_each_in_bin(row, bin, [&](uint64_t key, Mass m) {
+      if (key <= middle) mass.add(m);
+    });
+    mass = block_total(mass, shared);
+    mass.add(before);
+    if (mass.measure(by_count) >= target) {
+      high = middle;
+      reached = mass;
+    } else {
+      low = middle + 1;
+    }
+  }
+  if (threadIdx.x == 0) shared.key = low, shared.reached = reached;
+  __syncthreads();
+}
+
+// Where the running measure in order reaches `target`: shared.key is that token's, shared.reached
+// the mass up to and with it. The bins are filled, and hold at least the target.
+__device__ void find_cut(const Row& row, uint64_t target, bool by_count, Shared& shared) {
+  find_bin(target, by_count, shared);
+  const int bin = shared.bin, count = int(shared.counts[bin]);
+  if (count > kGathered) return halve_bin(row, target, by_count, shared);
+  if (threadIdx.x == 0) shared.gathered = 0;
+  __syncthreads();
+  for_each_in_bin(row, bin, [&](uint64_t key, Mass mass) {
+    const int slot = atomicAdd(&shared.gathered, 1);
+    shared.keys[slot] = key;
+    shared.key_weights[slot] = mass.weight;
+  });
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const uint64_t key = shared.keys[i];
+    Mass reached = shared.before;
+    for (int j = 0; j < count; ++j) {
+      if (shared.keys[j] <= key) reached.add({shared.key_weights[j], 1});
+    }
+    const uint64_t own = by_count ? 1 : shared.key_weights[i];
+    if (reached.measure(by_count) >= target && reached.measure(by_count) - own < target) {
+      shared.key = key;
+      shared.reached = reached;
+    }
+  }
+  __syncthreads();
+}
+
+__device__ int draw(const float* logits, int vocab, const SampleRow& params, Shared& shared) {
+  const uint64_t first = first_key(logits, vocab, shared);
+  if (params.temperature == 0) return id_of(first);
+  const Row row{logits, vocab, logits[id_of(first)], fminf(1.0f / params.temperature, 1e30f),
+                params.min_p};
+  fill_bins(row, shared);
+  Mass mine;
+  for (int b = threadIdx.x; b < kBins; b += kThreads) {
+    mine.add({shared.weights[b], shared.counts[b]});
+  }
+  const Mass all = block_total(mine, shared);
+  uint64_t total = all.weight;
+  if (total == 0) return id_of(first);  // logits that are not numbers
+  if (params.top_k > 0 && params.top_k < int(all.count)) {
+    find_cut(row, uint64_t(params.top_k), true, shared);
+    total = shared.reached.weight;
+  }
+  if (params.top_p < 1) {
+    const double wanted = ceil(double(params.top_p) * double(total));
+    find_cut(row, min(max(uint64_t(wanted), uint64_t(1)), total), false, shared);
+    total = shared.reached.weight;
+  }
+  const uint64_t passed = uint64_t(double(params.uniform) * double(total));
+  find_cut(row, min(passed + 1, total), false, shared);
+  return id_of(shared.key);
+}
+
+// log(sum of e^logit).
+__device__ float log_sum_exp(const float* logits, int vocab, float best, Shared& shared) {
+  float sum = 0;
+  for (int i = threadIdx.x; i < vocab; i += kThreads) sum += expf(logits[i] - best);
+  __syncthreads();
+  return best + logf(block_sum(sum, shared.warp_values));
+}
+
+// Ids and log-probabilities of the n best tokens.
+__device__ void best_tokens(const Row& row, int n, float log_sum, int32_t* ids, float* logprobs,
+                            Shared& shared) {
+  fill_bins(row, shared);
+  find_cut(row, uint64_t(n), true, shared);
+  const uint64_t last = shared.key;
+  __syncthreads();
+  if (threadIdx.x == 0) shared.gathered = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
+    const uint64_t key = key_of(row.logits[i], i);
+    if (key <= last) shared.keys[atomicAdd(&shared.gathered, 1)] = key;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += kThreads) {
+    int rank = 0;
+    for (int j = 0; j < n; ++j) rank += shared.keys[j] < shared.keys[i];
+    const int id = id_of(shared.keys[i]);
+    ids[rank] = id;
+    logprobs[rank] = row.logits[id] - log_sum;
+  }
+}
+
+// Applies the row's edits and keeps in `before` what the logits were.
+__device__ void apply_edits(float* logits, const SampleRow& params, const LogitEdit* edits,
+                            float* before) {
+  for (int i = threadIdx.x; i < params.num_edits; i += kThreads) {
+    const LogitEdit edit = edits[params.first_edit + i];
+    float& logit = logits[edit.token];
+    before[params.first_edit + i] = logit;
+    logit = (logit > 0 ? logit / edit.repetition : logit * edit.repetition) + edit.offset;
+  }
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kThreads)
+    sample_kernel(Matrix<float> logits, const SampleRow* rows, const LogitEdit* edits,
+                  float* before, Matrix<int32_t> tokens, Matrix<float> logprobs,
+                  Matrix<int32_t> top_ids) {
+  __shared__ Shared shared;
+  __shared__ float token_logit;
+  wait_for_predecessor();
+  let_successor_begin();
+  const int64_t r = blockIdx.x;
+  const SampleRow params = rows[r];
+  float* row = logits.row(r);
+  const int vocab = int(logits.cols);
+  float log_sum = 0;
+  if (params.num_logprobs >= 0) {
+    const float best = row[id_of(first_key(row, vocab, shared))];
+    log_sum = log_sum_exp(row, vocab, best, shared);
+    const int n = min(params.num_logprobs, vocab);
+    if (n > 0) {
+      best_tokens({row, vocab, best, 1.0f, 0.0f}, n, log_sum, top_ids.row(r), logprobs.row(r) + 1,
+                  shared);
+      __syncthreads();
+    }
+  }
+  int token = params.target;
+  if (token < 0) {
+    apply_edits(row, params, edits, before);
+    token = draw(row, vocab, params, shared);
+  }
+  if (threadIdx.x == 0) {
+    *tokens.row(r) = token;
+    token_logit = row[token];
+  }
+  if (params.num_logprobs < 0) return;
+  __syncthreads();
+  for (int i = threadIdx.x; params.target < 0 && i < params.num_edits; i += kThreads) {
+    const int edit = params.first_edit + i;
+    if (edits[edit].token == token) token_logit = before[edit];
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) *logprobs.row(r) = token_logit - log_sum;
+}
+
+}  // namespace
+
+void Sampler::run(const Context& context, Tensor logits, const SampleBatch& batch,
+                  SampleResult out) {
+  const size_t rows_bytes = batch.rows.size() * sizeof(SampleRow);
+  const size_t edits_bytes = batch.edits.size() * sizeof(LogitEdit);
+  CHECK(logits.rows >= int64_t(batch.rows.size()), "%ld rows of logits", long(logits.rows));
+  CHECK(batch.max_logprobs <= kGathered, "%d log-probabilities", batch.max_logprobs);
+  if (batch.rows.empty()) return;
+  char* host = static_cast<char*>(staging_.next(rows_bytes + edits_bytes));
+  std::memcpy(host, batch.rows.data(), rows_bytes);
+  if (edits_bytes > 0) std::memcpy(host + rows_bytes, batch.edits.data(), edits_bytes);
+  if (rows_bytes + edits_bytes > rows_and_edits_.size()) {
+    CUDA_CHECK(cudaStreamSynchronize(context.stream));
+    rows_and_edits_ = DeviceMemory();
+    rows_and_edits_ = DeviceMemory(2 * (rows_bytes + edits_bytes));
+  }
+  staging_.send(rows_and_edits_.data(), rows_bytes + edits_bytes, context.stream);
+  const char* device = rows_and_edits_.as<char>();
+  launch(context, {.blocks = {unsigned(batch.rows.size())}, .threads = kThreads}, sample_kernel,
+         Matrix<float>(logits), reinterpret_cast<const SampleRow*>(device),
+         reinterpret_cast<const LogitEdit*>(device + rows_bytes),
+         context.workspace.fit_as<float>(batch.edits.size()), Matrix<int32_t>(out.tokens),
+         Matrix<float>(out.logprobs), Matrix<int32_t>(out.top_ids));
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,21 @@
+// sample: the next token of every row, and log-probabilities.
+#pragma once
+
+#include "backend/backend.h"
+#include "backend/cuda/launch.h"
+#include "backend/cuda/staging.h"
+
+namespace nibble::cuda {
+
+class Sampler {
+ public:
+  // As Backend::sample; edits change the logits in place. Grows its buffers when there are more
+  // rows or edits than ever before.
+  void run(const Context& context, Tensor logits, const SampleBatch& batch, SampleResult out);
+
+ private:
+  Staging staging_;  // rows, then edits
+  DeviceMemory rows_and_edits_;
+};
+
+}  // namespace nibble::cuda
