@@ -57,13 +57,13 @@ struct Inputs {
   std::vector<float> fill_kv, kv, q;
 };
 
-Inputs inputs_of(const AttentionCase& c, const Scene& scene, std::mt19937& random) {
+Inputs inputs_of(const AttentionCase& c, const Scene& scene, DType dtype, std::mt19937& random) {
   const MlaShape s = shape_of(c);
   return {.gain = float_weight("gain", random_floats(512, random)),
           .kv_b = random_weight("kv_b", Use::kLatentUp, c.format, c.heads, 448, 512, random),
-          .fill_kv = random_floats(scene.fill.rows() * s.record_dim(), random, 2),
-          .kv = random_floats(scene.batch.rows() * s.record_dim(), random, 2),
-          .q = random_floats(scene.batch.rows() * c.heads * s.query_dim(), random)};
+          .fill_kv = random_activations(scene.fill.rows() * s.record_dim(), dtype, random, 2),
+          .kv = random_activations(scene.batch.rows() * s.record_dim(), dtype, random, 2),
+          .q = random_activations(scene.batch.rows() * c.heads * s.query_dim(), dtype, random)};
 }
 
 KvLayer layer_of(const AttentionCase& c) {
@@ -88,10 +88,11 @@ Result run(Backend& backend, const AttentionCase& c, const Scene& scene, const I
   const size_t bytes = size_t(kv_page_bytes(cache) * scene.num_pages);
   cache.data = backend.allocate(bytes);
   const Weight gain = backend.upload(in.gain), kv_b = backend.upload(in.kv_b);
-  DeviceMatrix fill_kv(backend, scene.fill.rows(), s.record_dim(), in.fill_kv);
-  DeviceMatrix kv(backend, scene.batch.rows(), s.record_dim(), in.kv);
-  DeviceMatrix q(backend, scene.batch.rows(), c.heads * s.query_dim(), in.q);
-  DeviceMatrix out(backend, scene.batch.rows(), c.heads * s.value_dim);
+  const DType dtype = backend.activation_dtype();
+  DeviceMatrix fill_kv(backend, scene.fill.rows(), s.record_dim(), in.fill_kv, dtype);
+  DeviceMatrix kv(backend, scene.batch.rows(), s.record_dim(), in.kv, dtype);
+  DeviceMatrix q(backend, scene.batch.rows(), c.heads * s.query_dim(), in.q, dtype);
+  DeviceMatrix out(backend, scene.batch.rows(), c.heads * s.value_dim, dtype);
   backend.begin_step(scene.fill);
   backend.mla_store(fill_kv.tensor(), gain, s, scene.fill, cache);
   backend.begin_step(scene.batch);
@@ -139,7 +140,10 @@ KvLayer layer_at(const AttentionCase& c, const std::vector<uint8_t>& memory) {
 
 class AttentionTest : public testing::TestWithParam<const char*> {
  protected:
-  void SetUp() override { backend_ = create_backend({.device = GetParam(), .threads = 2}); }
+  void SetUp() override {
+    if (!is_here(GetParam())) GTEST_SKIP() << "no CUDA device here";
+    backend_ = create_backend({.device = GetParam(), .threads = 2});
+  }
   ReferenceBackend reference_;
   std::unique_ptr<Backend> backend_;
   std::mt19937 random_{11};
@@ -148,7 +152,7 @@ class AttentionTest : public testing::TestWithParam<const char*> {
 TEST_P(AttentionTest, StoreWritesTheSameRecords) {
   for (const AttentionCase& c : attention_cases()) {
     const Scene scene = scene_of(c, random_);
-    const Inputs in = inputs_of(c, scene, random_);
+    const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
     const auto want = run(reference_, c, scene, in).cache, got = run(*backend_, c, scene, in).cache;
     const KvLayer a_layer = layer_at(c, want), b_layer = layer_at(c, got);
     std::vector<float> a(size_t(a_layer.width)), b(a);
@@ -228,13 +232,14 @@ std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, 
 TEST_P(AttentionTest, Attention) {
   for (const AttentionCase& c : attention_cases()) {
     const Scene scene = scene_of(c, random_);
-    const Inputs in = inputs_of(c, scene, random_);
+    const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
     const Result got = run(*backend_, c, scene, in);
     const Result want = run(reference_, c, scene, in, &got.cache);
     const auto bound = attention_bound(c, scene, in, got.cache, backend_->product_input_dtype());
     double xx = 0, xy = 0, yy = 0;
     for (size_t i = 0; i < bound.size(); ++i) {
-      ASSERT_NEAR(got.out[i], want.out[i], bound[i]) << "element " << i;
+      const double stored = storage_error(backend_->activation_dtype()) * std::fabs(want.out[i]);
+      ASSERT_NEAR(got.out[i], want.out[i], bound[i] + stored) << "element " << i;
       xx += double(got.out[i]) * got.out[i];
       xy += double(got.out[i]) * want.out[i];
       yy += double(want.out[i]) * want.out[i];
@@ -249,7 +254,7 @@ TEST_P(AttentionTest, Attention) {
 TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
   const AttentionCase c{4, KvFormat::kBF16, 16, {{0, 150}}, Format::kBF16};
   const Scene scene = scene_of(c, random_);
-  const Inputs in = inputs_of(c, scene, random_);
+  const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
   const MlaShape s = shape_of(c);
   const auto whole = run(*backend_, c, scene, in).out;
 
@@ -262,12 +267,14 @@ TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
     Batch batch{.tokens = std::vector<int32_t>(size_t(chunk)),
                 .segments = {{0, chunk, first, 0}},
                 .pages = scene.batch.pages};
+    const DType dtype = backend_->activation_dtype();
     DeviceMatrix kv(
         *backend_, chunk, s.record_dim(),
-        {in.kv.begin() + first * s.record_dim(), in.kv.begin() + (first + chunk) * s.record_dim()});
+        {in.kv.begin() + first * s.record_dim(), in.kv.begin() + (first + chunk) * s.record_dim()},
+        dtype);
     DeviceMatrix q(*backend_, chunk, q_dim,
-                   {in.q.begin() + first * q_dim, in.q.begin() + (first + chunk) * q_dim});
-    DeviceMatrix out(*backend_, chunk, out_dim);
+                   {in.q.begin() + first * q_dim, in.q.begin() + (first + chunk) * q_dim}, dtype);
+    DeviceMatrix out(*backend_, chunk, out_dim, dtype);
     backend_->begin_step(batch);
     backend_->mla_store(kv.tensor(), gain, s, batch, cache);
     backend_->mla_attention(q.tensor(), kv_b, s, batch, cache, out.tensor());
@@ -282,14 +289,15 @@ TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
 TEST_P(AttentionTest, LongContextsAreTheSameAloneAndInAChunk) {
   const AttentionCase c{2, KvFormat::kBF16, 16, {{0, 1100}}, Format::kBF16};
   const Scene scene = scene_of(c, random_);
-  const Inputs in = inputs_of(c, scene, random_);
+  const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
   const MlaShape s = shape_of(c);
   const int q_dim = c.heads * s.query_dim(), out_dim = c.heads * s.value_dim;
   KvLayer cache = layer_of(c);
   cache.data = backend_->allocate(size_t(kv_page_bytes(cache) * scene.num_pages));
   const Weight gain = backend_->upload(in.gain), kv_b = backend_->upload(in.kv_b);
-  DeviceMatrix kv(*backend_, 1100, s.record_dim(), in.kv), q(*backend_, 1100, q_dim, in.q);
-  DeviceMatrix whole(*backend_, 1100, out_dim);
+  const DType dtype = backend_->activation_dtype();
+  DeviceMatrix kv(*backend_, 1100, s.record_dim(), in.kv, dtype);
+  DeviceMatrix q(*backend_, 1100, q_dim, in.q, dtype), whole(*backend_, 1100, out_dim, dtype);
   backend_->begin_step(scene.batch);
   backend_->mla_store(kv.tensor(), gain, s, scene.batch, cache);
   backend_->mla_attention(q.tensor(), kv_b, s, scene.batch, cache, whole.tensor());
@@ -302,7 +310,8 @@ TEST_P(AttentionTest, LongContextsAreTheSameAloneAndInAChunk) {
       batch.segments.push_back({int(batch.segments.size()), 1, p, 0});
       rows.insert(rows.end(), in.q.begin() + p * q_dim, in.q.begin() + (p + 1) * q_dim);
     }
-    DeviceMatrix few(*backend_, batch.rows(), q_dim, rows), out(*backend_, batch.rows(), out_dim);
+    DeviceMatrix few(*backend_, batch.rows(), q_dim, rows, dtype);
+    DeviceMatrix out(*backend_, batch.rows(), out_dim, dtype);
     backend_->begin_step(batch);
     backend_->mla_attention(few.tensor(), kv_b, s, batch, cache, out.tensor());
     const auto got = out.floats();
@@ -314,7 +323,7 @@ TEST_P(AttentionTest, LongContextsAreTheSameAloneAndInAChunk) {
   backend_->free(cache.data);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest, testing::Values("reference", "cpu", "cuda"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

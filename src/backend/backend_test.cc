@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <functional>
+#include <set>
 
 #include "backend/cases.h"
 #include "backend/create.h"
@@ -16,11 +17,17 @@ namespace {
 class BackendTest : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
+    if (!is_here(GetParam())) GTEST_SKIP() << "no CUDA device here";
     backend_ = create_backend({.device = GetParam(), .threads = 2});
+    activation_ = backend_->activation_dtype();
     random_.seed(7);
+  }
+  std::vector<float> activations(int64_t count, float scale = 1.0f) {
+    return random_activations(count, activation_, random_, scale);
   }
   ReferenceBackend reference_;
   std::unique_ptr<Backend> backend_;
+  DType activation_ = DType::kF32;
   std::mt19937 random_;
 };
 
@@ -68,9 +75,11 @@ std::vector<double> product_magnitudes(const std::vector<float>& x, const std::v
 }
 
 std::vector<float> run_linear(Backend& backend, const Weight& host, const std::vector<float>& x,
-                              const std::vector<float>& out, int64_t rows, bool accumulate) {
+                              const std::vector<float>& out, int64_t rows, bool accumulate,
+                              DType out_dtype) {
   const Weight w = backend.upload(host);
-  DeviceMatrix in(backend, rows, host.cols, x), result(backend, rows, host.rows, out);
+  DeviceMatrix in(backend, rows, host.cols, x, backend.activation_dtype());
+  DeviceMatrix result(backend, rows, host.rows, out, out_dtype);
   backend.linear(in.tensor(), w, result.tensor(), accumulate);
   return result.floats();
 }
@@ -78,18 +87,22 @@ std::vector<float> run_linear(Backend& backend, const Weight& host, const std::v
 TEST_P(BackendTest, Linear) {
   for (const LinearCase& c : linear_cases()) {
     const Weight w = random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random_);
-    const auto x = random_floats(c.rows * c.inputs, random_);
-    const auto old = random_floats(c.rows * c.outputs, random_);
-    const auto want = run_linear(reference_, w, x, old, c.rows, c.accumulate);
-    const auto got = run_linear(*backend_, w, x, old, c.rows, c.accumulate);
-    auto bound = product_magnitudes(x, decoded(w), c.rows, c.outputs, c.inputs);
-    for (size_t i = 0; i < bound.size(); ++i) {
-      bound[i] = bound[i] * product_error(c.inputs, backend_->product_input_dtype()) +
-                 0x1p-22 * std::fabs(old[i]) + 1e-30;
+    const auto x = activations(c.rows * c.inputs), old = activations(c.rows * c.outputs);
+    const auto want = run_linear(reference_, w, x, old, c.rows, c.accumulate, DType::kF32);
+    const auto magnitudes = product_magnitudes(x, decoded(w), c.rows, c.outputs, c.inputs);
+    for (const DType out : std::set{DType::kF32, activation_}) {
+      const auto got = run_linear(*backend_, w, x, old, c.rows, c.accumulate, out);
+      std::vector<double> bound;
+      for (size_t i = 0; i < want.size(); ++i) {
+        bound.push_back(magnitudes[i] * product_error(c.inputs, backend_->product_input_dtype()) +
+                        0x1p-22 * std::fabs(old[i]) + storage_error(out) * std::fabs(want[i]) +
+                        1e-30);
+      }
+      expect_close(got, want, bound,
+                   "linear " + std::to_string(c.rows) + "x" + std::to_string(c.outputs) + "x" +
+                       std::to_string(c.inputs) + " format " + std::to_string(int(c.format)) +
+                       " out " + std::to_string(int(out)));
     }
-    expect_close(got, want, bound,
-                 "linear " + std::to_string(c.rows) + "x" + std::to_string(c.outputs) + "x" +
-                     std::to_string(c.inputs) + " format " + std::to_string(int(c.format)));
   }
 }
 
@@ -98,13 +111,13 @@ TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
     for (const Format format : {Format::kBF16, Format::kNvfp4}) {
       const Weight w = random_weight("w", Use::kLinear, format, 1, outputs, inputs, random_);
       const int64_t rows = 45;
-      const auto x = random_floats(rows * inputs, random_);
+      const auto x = activations(rows * inputs);
       const std::vector<float> zero(size_t(rows * outputs), 0.0f);
-      const auto all = run_linear(*backend_, w, x, zero, rows, false);
+      const auto all = run_linear(*backend_, w, x, zero, rows, false, DType::kF32);
       for (int64_t t = 0; t < rows; ++t) {
         const std::vector<float> row(x.begin() + t * inputs, x.begin() + (t + 1) * inputs);
-        const auto alone =
-            run_linear(*backend_, w, row, {zero.begin(), zero.begin() + outputs}, 1, false);
+        const auto alone = run_linear(*backend_, w, row, {zero.begin(), zero.begin() + outputs}, 1,
+                                      false, DType::kF32);
         for (int64_t n = 0; n < outputs; ++n) {
           ASSERT_EQ(alone[size_t(n)], all[size_t(t * outputs + n)]) << "row " << t << " out " << n;
         }
@@ -115,10 +128,12 @@ TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
 
 TEST_P(BackendTest, LinearWritesIntoColumnsOfAWiderTensor) {
   const Weight host = random_weight("w", Use::kLinear, Format::kBF16, 1, 20, 32, random_);
-  const auto x = random_floats(3 * 40, random_);
+  const auto x = activations(3 * 40);
   const auto run = [&](Backend& backend) {
     const Weight w = backend.upload(host);
-    DeviceMatrix in(backend, 3, 40, x), out(backend, 3, 50, std::vector<float>(150, 9.0f));
+    const DType dtype = backend.activation_dtype();
+    DeviceMatrix in(backend, 3, 40, x, dtype);
+    DeviceMatrix out(backend, 3, 50, std::vector<float>(150, 9.0f), dtype);
     backend.linear(in.tensor().columns(8, 32), w, out.tensor().columns(16, 20));
     return out.floats();
   };
@@ -138,11 +153,15 @@ TEST_P(BackendTest, AddRmsNorm) {
        {std::pair<int64_t, int64_t>{1, 256}, {3, 128}, {7, 100}, {0, 64}, {2, 2048}, {1, 5}}) {
     for (const bool with_delta : {false, true}) {
       const Weight gain = random_weight("g", Use::kVector, Format::kBF16, 1, 1, cols, random_);
-      const auto x = random_floats(rows * cols, random_, 1000),
-                 d = random_floats(rows * cols, random_);
+      // With a delta x is the residual stream, else an activation.
+      const auto x =
+          with_delta ? random_floats(rows * cols, random_, 1000) : activations(rows * cols, 1000);
+      const auto d = activations(rows * cols);
       const auto run = [&](Backend& backend, std::vector<float>& stream) {
         const Weight g = backend.upload(gain);
-        DeviceMatrix a(backend, rows, cols, x), b(backend, rows, cols, d), out(backend, rows, cols);
+        const DType dtype = backend.activation_dtype();
+        DeviceMatrix a(backend, rows, cols, x, with_delta ? DType::kF32 : dtype);
+        DeviceMatrix b(backend, rows, cols, d, dtype), out(backend, rows, cols, dtype);
         backend.add_rms_norm(a.tensor(), with_delta ? b.tensor() : Tensor(), g, 1e-5f,
                              out.tensor());
         stream = a.floats();
@@ -153,7 +172,9 @@ TEST_P(BackendTest, AddRmsNorm) {
       EXPECT_EQ(got_stream, want_stream);
       std::vector<double> bound;
       for (const float v : want) {
-        bound.push_back((double(cols + 4) * 0x1p-24 + kFunctionError) * std::fabs(v) + 1e-30);
+        const double error =
+            double(cols + 4) * 0x1p-24 + kFunctionError + storage_error(activation_);
+        bound.push_back(error * std::fabs(v) + 1e-30);
       }
       expect_close(got, want, bound, "add_rms_norm of " + std::to_string(cols));
     }
@@ -180,16 +201,19 @@ TEST_P(BackendTest, EmbedAndGatherCopyRows) {
 TEST_P(BackendTest, SiluMul) {
   for (const auto& [rows, width] :
        {std::pair<int64_t, int64_t>{1, 64}, {3, 17}, {0, 8}, {5, 768}}) {
-    auto values = random_floats(rows * 2 * width, random_, 8);
+    auto values = activations(rows * 2 * width, 8);
     if (rows == 1) values[0] = -200, values[1] = 200, values[2] = 0;
     const auto run = [&](Backend& backend) {
-      DeviceMatrix in(backend, rows, 2 * width, values), out(backend, rows, width);
+      const DType dtype = backend.activation_dtype();
+      DeviceMatrix in(backend, rows, 2 * width, values, dtype), out(backend, rows, width, dtype);
       backend.silu_mul(in.tensor(), out.tensor());
       return out.floats();
     };
     const auto want = run(reference_), got = run(*backend_);
     std::vector<double> bound;
-    for (const float v : want) bound.push_back(4 * kFunctionError * std::fabs(v) + 1e-30);
+    for (const float v : want) {
+      bound.push_back((4 * kFunctionError + storage_error(activation_)) * std::fabs(v) + 1e-30);
+    }
     expect_close(got, want, bound, "silu_mul");
   }
 }
@@ -202,7 +226,7 @@ struct RoutingResult {
 RoutingResult run_route(Backend& backend, const Weight& router, const Weight& bias,
                         const RouterShape& shape, const std::vector<float>& x, int64_t rows) {
   const Weight w = backend.upload(router), b = backend.upload(bias);
-  DeviceMatrix in(backend, rows, router.cols, x);
+  DeviceMatrix in(backend, rows, router.cols, x, backend.activation_dtype());
   DeviceMatrix experts(backend, rows, shape.top_k, DType::kI32),
       weights(backend, rows, shape.top_k);
   backend.route(in.tensor(), w, b, shape, {experts.tensor(), weights.tensor()});
@@ -213,9 +237,9 @@ TEST_P(BackendTest, Route) {
   for (const auto& [rows, experts] :
        {std::pair<int64_t, int>{1, 16}, {9, 64}, {33, 48}, {0, 16}, {4, 5}}) {
     const RouterShape shape{.num_experts = experts, .top_k = 4, .scaling = 1.8f};
-    const Weight router = random_weight("r", Use::kLinear, Format::kBF16, 1, experts, 256, random_);
+    const Weight router = random_weight("r", Use::kRouter, Format::kBF16, 1, experts, 256, random_);
     const Weight bias = random_weight("b", Use::kVector, Format::kF32, 1, 1, experts, random_);
-    const auto x = random_floats(rows * 256, random_);
+    const auto x = activations(rows * 256);
     const auto want = run_route(reference_, router, bias, shape, x, rows);
     const auto got = run_route(*backend_, router, bias, shape, x, rows);
     EXPECT_EQ(got.experts, want.experts);
@@ -227,11 +251,11 @@ TEST_P(BackendTest, Route) {
 TEST_P(BackendTest, RouteTakesTheLowestIdsOfEquals) {
   const RouterShape shape{.num_experts = 20, .top_k = 3, .scaling = 1.0f};
   Weight router = float_weight("r", std::vector<float>(20 * 32, 0.0f));
-  router.use = Use::kLinear;
+  router.use = Use::kRouter;
   router.rows = router.parts[0].rows = 20;
   router.cols = 32;
   const Weight bias = float_weight("b", std::vector<float>(20, 0.0f));
-  const auto got = run_route(*backend_, router, bias, shape, random_floats(2 * 32, random_), 2);
+  const auto got = run_route(*backend_, router, bias, shape, activations(2 * 32), 2);
   EXPECT_EQ(got.experts, (std::vector<int32_t>{0, 1, 2, 0, 1, 2}));
   for (const float w : got.weights) EXPECT_NEAR(w, 1.0 / 3, 1e-6);
 }
@@ -245,21 +269,23 @@ std::vector<float> run_experts(Backend& backend, const ExpertsCase& c, const Wei
                                const Weight& down, const ExpertsInput& input, int64_t first,
                                int64_t rows) {
   const Weight g = backend.upload(gate_up), d = backend.upload(down);
+  const DType dtype = backend.activation_dtype();
   DeviceMatrix x(backend, rows, c.hidden,
-                 {input.x.begin() + first * c.hidden, input.x.begin() + (first + rows) * c.hidden});
+                 {input.x.begin() + first * c.hidden, input.x.begin() + (first + rows) * c.hidden},
+                 dtype);
   DeviceMatrix ids(backend, rows, c.top_k, DType::kI32);
   backend.write(ids.tensor().data, input.experts.data() + first * c.top_k,
                 size_t(rows * c.top_k) * sizeof(int32_t));
   DeviceMatrix weights(
       backend, rows, c.top_k,
       {input.weights.begin() + first * c.top_k, input.weights.begin() + (first + rows) * c.top_k});
-  DeviceMatrix out(backend, rows, c.hidden);
+  DeviceMatrix out(backend, rows, c.hidden, dtype);
   backend.experts(x.tensor(), {ids.tensor(), weights.tensor()}, g, d, out.tensor());
   return out.floats();
 }
 
-ExpertsInput random_experts_input(const ExpertsCase& c, std::mt19937& random) {
-  ExpertsInput input{.x = random_floats(c.rows * c.hidden, random),
+ExpertsInput random_experts_input(const ExpertsCase& c, DType dtype, std::mt19937& random) {
+  ExpertsInput input{.x = random_activations(c.rows * c.hidden, dtype, random),
                      .weights = absolute(random_floats(c.rows * c.top_k, random)),
                      .experts = {}};
   for (int64_t t = 0; t < c.rows; ++t) {
@@ -307,11 +333,14 @@ TEST_P(BackendTest, Experts) {
                                          2 * c.width, c.hidden, random_);
     const Weight down =
         random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden, c.width, random_);
-    const ExpertsInput input = random_experts_input(c, random_);
+    const ExpertsInput input = random_experts_input(c, activation_, random_);
     const auto want = run_experts(reference_, c, gate_up, down, input, 0, c.rows);
     const auto got = run_experts(*backend_, c, gate_up, down, input, 0, c.rows);
-    expect_close(got, want, experts_bound(c, gate_up, down, input, backend_->product_input_dtype()),
-                 "experts with " + std::to_string(c.rows) + " rows");
+    auto bound = experts_bound(c, gate_up, down, input, backend_->product_input_dtype());
+    for (size_t i = 0; i < bound.size(); ++i) {
+      bound[i] += storage_error(activation_) * std::fabs(want[i]);
+    }
+    expect_close(got, want, bound, "experts with " + std::to_string(c.rows) + " rows");
     for (int64_t t = 0; t < std::min<int64_t>(c.rows, 12); ++t) {
       const auto alone = run_experts(*backend_, c, gate_up, down, input, t, 1);
       for (int64_t i = 0; i < c.hidden; ++i) {
@@ -327,7 +356,7 @@ TEST_P(BackendTest, ReplayRunsTheStep) {
   EXPECT_EQ(calls, 1);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, testing::Values("reference", "cpu", "cuda"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

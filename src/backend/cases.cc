@@ -1,8 +1,10 @@
 #include "backend/cases.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "backend/create.h"
 #include "base/numbers.h"
 #include "quant/nvfp4.h"
 
@@ -63,6 +65,19 @@ std::vector<float> random_floats(int64_t count, std::mt19937& random, float scal
   std::vector<float> values(static_cast<size_t>(count));
   for (float& v : values) v = normal(random);
   return values;
+}
+
+std::vector<float> random_activations(int64_t count, DType dtype, std::mt19937& random,
+                                      float scale) {
+  std::vector<float> values = random_floats(count, random, scale);
+  if (dtype == DType::kBF16) {
+    for (float& v : values) v = bf16_to_float(float_to_bf16(v));
+  }
+  return values;
+}
+
+bool is_here(const std::string& device) {
+  return !device.starts_with("cuda") || has_cuda_device();
 }
 
 namespace {
@@ -136,10 +151,16 @@ DeviceMatrix::DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, DType d
       tensor_(backend.allocate(size_t(rows * cols) * dtype_bytes(dtype)), dtype, rows, cols) {}
 
 DeviceMatrix::DeviceMatrix(Backend& backend, int64_t rows, int64_t cols,
-                           const std::vector<float>& values)
-    : DeviceMatrix(backend, rows, cols) {
+                           const std::vector<float>& values, DType dtype)
+    : DeviceMatrix(backend, rows, cols, dtype) {
   CHECK(int64_t(values.size()) == rows * cols);
-  backend_.write(tensor_.data, values.data(), values.size() * sizeof(float));
+  if (dtype == DType::kBF16) {
+    std::vector<uint16_t> bits(values.size());
+    std::ranges::transform(values, bits.begin(), float_to_bf16);
+    backend_.write(tensor_.data, bits.data(), bits.size() * sizeof(uint16_t));
+  } else {
+    backend_.write(tensor_.data, values.data(), values.size() * sizeof(float));
+  }
 }
 
 DeviceMatrix::~DeviceMatrix() {
@@ -148,6 +169,12 @@ DeviceMatrix::~DeviceMatrix() {
 
 std::vector<float> DeviceMatrix::floats() const {
   std::vector<float> host(size_t(tensor_.rows * tensor_.cols));
+  if (tensor_.dtype == DType::kBF16) {
+    std::vector<uint16_t> bits(host.size());
+    backend_.read(tensor_.data, bits.data(), bits.size() * sizeof(uint16_t));
+    std::ranges::transform(bits, host.begin(), bf16_to_float);
+    return host;
+  }
   backend_.read(tensor_.data, host.data(), host.size() * sizeof(float));
   return host;
 }
@@ -156,6 +183,10 @@ std::vector<int32_t> DeviceMatrix::ints() const {
   std::vector<int32_t> host(size_t(tensor_.rows * tensor_.cols));
   backend_.read(tensor_.data, host.data(), host.size() * sizeof(int32_t));
   return host;
+}
+
+double storage_error(DType dtype) {
+  return dtype == DType::kBF16 ? 0x1p-8 : 0;
 }
 
 double product_error(int64_t inputs, DType input_dtype) {

@@ -46,11 +46,13 @@ Weight random_weight(const std::string& name, Use use, Format format, int64_t co
 // A weight of one row that owns these values, as FP32.
 Weight float_weight(const std::string& name, std::vector<float> values);
 
-// An FP32 matrix in a backend's memory.
+// A matrix in a backend's memory: FP32, BF16 or 32-bit integers.
 class DeviceMatrix {
  public:
   DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, DType dtype = DType::kF32);
-  DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, const std::vector<float>& values);
+  // Rounds the values to `dtype`.
+  DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, const std::vector<float>& values,
+               DType dtype = DType::kF32);
   ~DeviceMatrix();
   DeviceMatrix(const DeviceMatrix&) = delete;
   DeviceMatrix& operator=(const DeviceMatrix&) = delete;
@@ -66,10 +68,20 @@ class DeviceMatrix {
 
 std::vector<float> random_floats(int64_t count, std::mt19937& random, float scale = 1.0f);
 
+// Values that `dtype` has: what a backend with such activations and reference/ can both be given.
+std::vector<float> random_activations(int64_t count, DType dtype, std::mt19937& random,
+                                      float scale = 1.0f);
+
+// Whether this machine has the device, by the names of create_backend().
+bool is_here(const std::string& device);
+
 // Bound on the relative error of a sum of K products in FP32, in any order, with inputs of the
-// given dtype: (K + 2) * 2^-24, and 2^-8 more when one factor was rounded to BF16 (half an ulp is
-// 2^-9 relative; the result's own rounding and the second order fit in the rest).
+// given dtype: (K + 2) * 2^-24, and half an ulp, 2^-8, more when one factor was rounded to BF16.
 double product_error(int64_t inputs, DType input_dtype);
+
+// Bound on the relative error of storing a result: half an ulp of BF16, nothing for FP32, whose
+// rounding the other bounds have in them.
+double storage_error(DType dtype);
 
 // The largest relative error that a backend's exp, reciprocal and square root may have.
 inline constexpr double kFunctionError = 1e-6;

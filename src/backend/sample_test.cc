@@ -28,7 +28,10 @@ Result run(Backend& backend, const std::vector<float>& logits, int64_t vocab,
 
 class SampleTest : public testing::TestWithParam<const char*> {
  protected:
-  void SetUp() override { backend_ = create_backend({.device = GetParam(), .threads = 2}); }
+  void SetUp() override {
+    if (!is_here(GetParam())) GTEST_SKIP() << "no CUDA device here";
+    backend_ = create_backend({.device = GetParam(), .threads = 2});
+  }
   int32_t one(const std::vector<float>& logits, SampleRow row, std::vector<LogitEdit> edits = {}) {
     row.num_edits = int(edits.size());
     return run(*backend_, logits, int64_t(logits.size()), {.rows = {row}, .edits = edits})
@@ -131,7 +134,7 @@ TEST_P(SampleTest, AgreesWithTheReference) {
   EXPECT_GT(compared, 120);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, SampleTest, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, SampleTest, testing::Values("reference", "cpu", "cuda"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
