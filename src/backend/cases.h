@@ -32,6 +32,7 @@ struct AttentionCase {
   int page_size;
   std::vector<std::pair<int, int>> segments;  // (context, rows)
   Format format = Format::kBF16;              // of kv_b
+  bool expanded = false;                      // of all segments
 };
 
 std::vector<LinearCase> linear_cases();

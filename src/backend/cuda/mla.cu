@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "backend/cuda/mla.h"
@@ -40,7 +41,41 @@ void attend_absorbed(const Context& context, Tensor q, const LatentUp& kv_b, con
     const RowRange pass{rows.first + first, std::min(at_once, rows.count - first)};
     absorb_queries(context, q, kv_b, shape, pass, queries);
     attend_splits(context, queries, shape, pass, cache, partials);
-    join_splits(context, partials, kv_b, shape, pass, out);
+    join_splits(context, partials, kv_b, shape, pass, queries.data, out);
+  }
+}
+
+void attend_expanded(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
+                     const Segment& segment, const KvLayer& cache, Tensor out) {
+  const RowRange rows{segment.first_row, segment.num_rows};
+  const int length = segment.context + segment.num_rows;
+  const size_t heads = size_t(shape.heads), slab_rows = size_t(std::min(length, kSlab));
+  const bool is_packed = kv_b.format == KvFormat::kNvfp4, carries = length > kSlab;
+  const size_t pairs = size_t(rows.count) * heads;
+  const size_t query_bytes = pairs * kQuery * sizeof(bf16);
+  const size_t up_bytes = is_packed ? heads * kUpRows * kLatent * sizeof(bf16) : 0;
+  const size_t record_bytes = slab_rows * kRecord * sizeof(bf16);
+  const size_t slab_bytes = slab_rows * heads * kUpRows * sizeof(bf16);
+  const size_t carry_bytes = carries ? pairs * kValue * sizeof(float) : 0;
+  const size_t sum_bytes = carries ? pairs * sizeof(float2) : 0;
+  char* memory = context.workspace.fit_as<char>(query_bytes + up_bytes + record_bytes + slab_bytes +
+                                                carry_bytes + sum_bytes);
+  const auto take = [&](size_t bytes) { return std::exchange(memory, memory + bytes); };
+  bf16* const queries = reinterpret_cast<bf16*>(take(query_bytes));
+  bf16* const unpacked = reinterpret_cast<bf16*>(take(up_bytes));
+  const Expanded slab{.records = reinterpret_cast<bf16*>(take(record_bytes)),
+                      .keys_values = reinterpret_cast<bf16*>(take(slab_bytes))};
+  const Carry carry{.values = reinterpret_cast<float*>(take(carry_bytes)),
+                    .sums = reinterpret_cast<float2*>(take(sum_bytes))};
+  turn_queries(context, q, shape, rows, queries);
+  if (is_packed) unpack_up(context, kv_b, unpacked);
+  const bf16* up = is_packed ? unpacked : reinterpret_cast<const bf16*>(kv_b.values);
+  const int32_t* pages = context.step.pages + segment.first_page;
+  for (int first = 0; first < length; first += kSlab) {
+    const SlabRange range{
+        .first = first, .count = std::min(kSlab, length - first), .context = segment.context};
+    expand_records(context, cache, pages, first, range.count, kv_b, up, slab);
+    attend_slab(context, queries, slab, range, shape, rows, carry, out);
   }
 }
 
@@ -93,9 +128,23 @@ void mla_attention(const Context& context, Tensor q, const Weight& kv_b, const M
             shape.latent_dim == kLatent,
         "heads of %d + %d, %d over a latent of %d", shape.nope_dim, shape.rope_dim, shape.value_dim,
         shape.latent_dim);
-  (void)batch;
   const LatentUp& up = resident_as<LatentUp>(kv_b);
-  if (q.rows > 0) attend_absorbed(context, q, up, shape, {0, int(q.rows)}, cache, out);
+  RowRange absorbed;  // the last of them, grown while segments follow each other
+  const auto attend = [&] {
+    if (absorbed.count > 0) attend_absorbed(context, q, up, shape, absorbed, cache, out);
+    absorbed.count = 0;
+  };
+  for (const Segment& segment : batch.segments) {
+    if (segment.num_rows == 0) continue;
+    if (segment.expanded) {
+      attend();
+      attend_expanded(context, q, up, shape, segment, cache, out);
+    } else {
+      if (absorbed.count == 0) absorbed.first = segment.first_row;
+      absorbed.count += segment.num_rows;
+    }
+  }
+  attend();
 }
 
 }  // namespace nibble::cuda

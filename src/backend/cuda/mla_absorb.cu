@@ -22,6 +22,7 @@ constexpr int kRows = 8;  // of the batch, at once
 constexpr int kSlices = 4, kSliceSteps = kNope / kSlices / 16, kColumns = 128;
 constexpr int kColumnBlocks = kLatent / kColumns;
 constexpr int kSumsPitch = kColumns + 4;
+constexpr int kTurnedHeads = 2;  // of a block that rotates
 
 struct QueryBlocks {
   int heads = 0, first_row = 0, num_rows = 0, tiles = 0;  // tiles of kRows a block
@@ -34,9 +35,12 @@ __device__ void rotate_queries(const Matrix<In>& q, const Rope& rope, const Quer
                                const StepView& step, Out* out) {
   const int begin = blockIdx.y * b.tiles * kRows;
   const int count = min(b.tiles * kRows, b.num_rows - begin);
-  const int pairs = b.heads * (kRope / 2);
-  for (int i = threadIdx.x; i < count * pairs; i += kThreads) {
-    const int row = begin + i / pairs, head = i % pairs / (kRope / 2), pair = i % (kRope / 2);
+  const int first_head = (blockIdx.x - b.heads * kColumnBlocks) * kTurnedHeads;
+  constexpr int kPairs = kTurnedHeads * (kRope / 2);
+  for (int i = threadIdx.x; i < count * kPairs; i += kThreads) {
+    const int row = begin + i / kPairs, pair = i % (kRope / 2);
+    const int head = first_head + i % kPairs / (kRope / 2);
+    if (head >= b.heads) continue;
     const In* from = q.row(b.first_row + row) + head * kQuery + kNope + 2 * pair;
     const float2 turned =
         rotate(rope, step.positions[b.first_row + row], pair, to_float(from[0]), to_float(from[1]));
@@ -45,14 +49,14 @@ __device__ void rotate_queries(const Matrix<In>& q, const Rope& rope, const Quer
   }
 }
 
-// Blocks: x = head and columns, and one more x for the rotations; y = rows.
+// Blocks: x = head and columns, then heads to rotate; y = rows.
 template <KvFormat format, typename In, typename Out>
 __global__ void __launch_bounds__(kThreads)
     absorb_kernel(Matrix<In> q, LatentUp w, QueryBlocks b, Rope rope, StepView step, Out* out) {
   using Up = UpRows<format>;
   using Value = typename Up::Value;
   __shared__ float sums[kSlices][kRows][kSumsPitch];
-  if (int(blockIdx.x) == b.heads * kColumnBlocks) {
+  if (int(blockIdx.x) >= b.heads * kColumnBlocks) {
     wait_for_predecessor();
     let_successor_begin();
     rotate_queries(q, rope, b, step, out);
@@ -124,29 +128,25 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Joining. A row's average over all splits is the sum over blocks of kBlockSplits splits, in order,
-// each the weighted sum of its splits; a warp makes a block.
+// each the weighted sum of its splits; a warp makes a block. Few rows are joined by the blocks that
+// need them, many once, by average_kernel.
 constexpr int kBlockSplits = 4, kSlots = 16;  // block sums kept at once
 constexpr int kOutputs = 64, kInputPitch = kLatent + 8;
+constexpr int kFewRows = 2;
 
 struct JoinShared {
   float blocks[kSlots][kLatent];
-  uint16_t input[kRows][kInputPitch];
-  float slices[4][kWarp][4];
-  float weights[kRows];  // 1 / the sum over splits of 2^(log_sum - top)
-  float tops[kRows];
+  float top, weight;  // weight: 1 / the sum over splits of 2^(log_sum - top)
 };
 
 struct OutputBlocks {
   int heads = 0, first_row = 0, num_rows = 0, slabs = 0;  // slabs of kOutputs a block
 };
 
-__device__ __forceinline__ void add_split(const Partials& p, int64_t split, float weight, int lane,
-                                          float (&sum)[16]) {
-  const uint4* at = reinterpret_cast<const uint4*>(p.values + split * kLatent);
+__device__ __forceinline__ void add_split(const uint4 (&v)[2], float weight, float (&sum)[16]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const uint4 v = at[i * kWarp + lane];
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+    const uint32_t words[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const float2 pair = unpack(words[k], __half());
@@ -156,77 +156,85 @@ __device__ __forceinline__ void add_split(const Partials& p, int64_t split, floa
   }
 }
 
-// The rows' averages become the input of the product.
-template <typename Up>
-__device__ void join_rows(const Partials& p, const OutputBlocks& b, const StepView& step, int head,
-                          int begin, JoinShared& shared) {
+// The average of columns 2 threadIdx.x and the next, of the `splits` from `first` on.
+__device__ float2 join_row(const Partials& p, int64_t first, int splits, JoinShared& shared) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int rows = min(kRows, b.num_rows - begin);
-  if (warp < rows) {
-    const int splits = splits_of(step.positions[b.first_row + begin + warp] + 1);
-    const float* logs = p.log_sums + (int64_t(begin + warp) * b.heads + head) * p.max_splits;
-    float top = -INFINITY, sum = 0;
-    for (int s = lane; s < splits; s += kWarp) top = fmaxf(top, logs[s]);
-    top = warp_max(top);
-    for (int s = lane; s < splits; s += kWarp) sum += exp2f(logs[s] - top);
-    sum = warp_sum(sum);
-    if (lane == 0) shared.tops[warp] = top, shared.weights[warp] = 1.0f / sum;
-  }
-  __syncthreads();
-  for (int row = 0; row < kRows; ++row) {
-    float total[2] = {};  // of columns 2 threadIdx.x and the next
-    const int splits = row < rows ? splits_of(step.positions[b.first_row + begin + row] + 1) : 0;
-    const int64_t first = (int64_t(begin + row) * b.heads + head) * p.max_splits;
-    const int blocks = (splits + kBlockSplits - 1) / kBlockSplits;
-    for (int round = 0; round < blocks; round += kSlots) {
-      const int count = min(kSlots, blocks - round);
-      for (int slot = warp; slot < count; slot += kThreads / kWarp) {
-        float sum[16] = {};
-        const int begin_split = (round + slot) * kBlockSplits;
+  const float* logs = p.log_sums + first;
+  const int blocks = (splits + kBlockSplits - 1) / kBlockSplits;
+  float2 total = make_float2(0, 0);
+  for (int round = 0; round < blocks; round += kSlots) {
+    const int count = min(kSlots, blocks - round);
+    for (int slot = warp; slot < count; slot += kThreads / kWarp) {
+      uint4 raw[kBlockSplits][2];
 #pragma unroll
-        for (int i = 0; i < kBlockSplits; ++i) {
-          const int s = begin_split + i;
-          if (s < splits) {
-            const float weight =
-                exp2f(p.log_sums[first + s] - shared.tops[row]) * shared.weights[row];
-            add_split(p, first + s, weight, lane, sum);
-          }
-        }
+      for (int i = 0; i < kBlockSplits; ++i) {
+        const int s = min((round + slot) * kBlockSplits + i, splits - 1);
+        const uint4* at = reinterpret_cast<const uint4*>(p.values + (first + s) * kLatent);
+        raw[i][0] = at[lane], raw[i][1] = at[kWarp + lane];
+      }
+      float top = -INFINITY, all = 0;
+      for (int s = lane; s < splits; s += kWarp) top = fmaxf(top, logs[s]);
+      top = warp_max(top);
+      for (int s = lane; s < splits; s += kWarp) all += exp2f(logs[s] - top);
+      const float weight = 1.0f / warp_sum(all);
+      float sum[16] = {};
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kBlockSplits; ++i) {
+        const int s = (round + slot) * kBlockSplits + i;
+        if (s < splits) add_split(raw[i], exp2f(logs[s] - top) * weight, sum);
+      }
+      float4* to = reinterpret_cast<float4*>(shared.blocks[slot]);
 #pragma unroll
-          for (int k = 0; k < 8; ++k) {
-            shared.blocks[slot][(i * kWarp + lane) * 8 + k] = sum[8 * i + k];
-          }
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const float* from = sum + 8 * i + 4 * k;
+          to[(i * kWarp + lane) * 2 + k] = make_float4(from[0], from[1], from[2], from[3]);
         }
       }
-      __syncthreads();
-      for (int slot = 0; slot < count; ++slot) {
-        const float2 sum = reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x];
-        total[0] += sum.x, total[1] += sum.y;
-      }
-      __syncthreads();
     }
-    const uint32_t pair = pack(total[0], total[1], typename Up::Value());
-    shared.input[row][Up::place(2 * threadIdx.x)] = uint16_t(pair);
-    shared.input[row][Up::place(2 * threadIdx.x + 1)] = uint16_t(pair >> 16);
+    __syncthreads();
+    for (int slot = 0; slot < count; ++slot) {
+      const float2 sum = reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x];
+      total.x += sum.x, total.y += sum.y;
+    }
+    __syncthreads();
   }
-  __syncthreads();
+  return total;
 }
 
-// Blocks: x = head and slabs of outputs, y = rows.
+// Blocks: x = head, y = row. Averages in the order that kv_b's values have.
+template <KvFormat format>
+__global__ void __launch_bounds__(kThreads)
+    average_kernel(Partials p, OutputBlocks b, StepView step, uint16_t* out) {
+  using Up = UpRows<format>;
+  __shared__ JoinShared shared;
+  const int splits = splits_of(step.positions[b.first_row + blockIdx.y] + 1);
+  const int64_t index = int64_t(blockIdx.y) * b.heads + blockIdx.x;
+  wait_for_predecessor();
+  let_successor_begin();
+  const float2 average = join_row(p, index * p.max_splits, splits, shared);
+  const uint32_t pair = pack(average.x, average.y, typename Up::Value());
+  out[index * kLatent + Up::place(2 * threadIdx.x)] = uint16_t(pair);
+  out[index * kLatent + Up::place(2 * threadIdx.x + 1)] = uint16_t(pair >> 16);
+}
+
+// Blocks: x = head and slabs of outputs, y = rows. `averages`: where they are joined already.
 template <KvFormat format, typename Out>
 __global__ void __launch_bounds__(kThreads)
-    join_kernel(Partials p, LatentUp w, OutputBlocks b, StepView step, Matrix<Out> out) {
+    join_kernel(Partials p, const uint16_t* averages, LatentUp w, OutputBlocks b, StepView step,
+                Matrix<Out> out) {
   using Up = UpRows<format>;
   using Value = typename Up::Value;
   constexpr int kSlabs = kValue / kOutputs, kChunks = kLatent / 64 / 2;  // chunks of a slice
   __shared__ JoinShared shared;
+  __shared__ __align__(16) uint16_t input[kRows][kInputPitch];
+  __shared__ float slices[4][kWarp][4];
   const int blocks_a_head = kSlabs / b.slabs;
   const int head = blockIdx.x / blocks_a_head, first_slab = blockIdx.x % blocks_a_head * b.slabs;
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int tile = threadIdx.x / kWarp % 4, slice = threadIdx.x / kWarp / 4;
-  const int begin = blockIdx.y * kRows;
+  const int begin = blockIdx.y * kRows, rows = min(kRows, b.num_rows - begin);
   typename Up::Along raw[kChunks][2];
   const auto fetch = [&](int slab) {
     const int64_t row = int64_t(head) * kUpRows + kNope + slab * kOutputs + tile * 16 + g;
@@ -236,31 +244,55 @@ __global__ void __launch_bounds__(kThreads)
       raw[c][1] = Up::load_along(w, row + 8, slice * kChunks + c, t);
     }
   };
-  fetch(first_slab);
+  if constexpr (format == KvFormat::kNvfp4) fetch(first_slab);
+  for (int i = threadIdx.x; i < kRows * kInputPitch / 8; i += kThreads) {
+    reinterpret_cast<uint4*>(input)[i] = make_uint4(0, 0, 0, 0);
+  }
   wait_for_predecessor();
   let_successor_begin();
-  join_rows<Up>(p, b, step, head, begin, shared);
+  __syncthreads();
+  if (averages == nullptr) {
+    for (int row = 0; row < rows; ++row) {
+      const int splits = splits_of(step.positions[b.first_row + begin + row] + 1);
+      const float2 average =
+          join_row(p, (int64_t(begin + row) * b.heads + head) * p.max_splits, splits, shared);
+      const uint32_t pair = pack(average.x, average.y, Value());
+      input[row][Up::place(2 * threadIdx.x)] = uint16_t(pair);
+      input[row][Up::place(2 * threadIdx.x + 1)] = uint16_t(pair >> 16);
+    }
+  } else {
+    for (int i = threadIdx.x; i < rows * (kLatent / 8); i += kThreads) {
+      const int row = i / (kLatent / 8), piece = i % (kLatent / 8);
+      reinterpret_cast<uint4*>(input[row])[piece] = reinterpret_cast<const uint4*>(
+          averages + (int64_t(begin + row) * b.heads + head) * kLatent)[piece];
+    }
+  }
+  if constexpr (format != KvFormat::kNvfp4) fetch(first_slab);  // too wide to hold meanwhile
+  __syncthreads();
   for (int slab = first_slab; slab < first_slab + b.slabs; ++slab) {
-    float acc[4] = {};
+    float acc[kChunks][4] = {};
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       uint32_t low[4][2], high[4][2], x[8];
       Up::decode(raw[c][0], low);
       Up::decode(raw[c][1], high);
-      const uint16_t* from = &shared.input[g][(slice * kChunks + c) * 64 + 16 * t];
+      const uint16_t* from = &input[g][(slice * kChunks + c) * 64 + 16 * t];
       *reinterpret_cast<uint4*>(x) = *reinterpret_cast<const uint4*>(from);
       *reinterpret_cast<uint4*>(x + 4) = *reinterpret_cast<const uint4*>(from + 8);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const uint32_t a[4] = {low[j][0], high[j][0], low[j][1], high[j][1]};
         const uint32_t factor[2] = {x[2 * j], x[2 * j + 1]};
-        multiply(acc, a, factor, Value());
+        multiply(acc[c], a, factor, Value());
       }
     }
     if (slab + 1 < first_slab + b.slabs) fetch(slab + 1);
-    if (slice == 1)
-      *reinterpret_cast<float4*>(shared.slices[tile][lane]) =
-          make_float4(acc[0], acc[1], acc[2], acc[3]);
+    float sum[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] = (acc[0][i] + acc[1][i]) + (acc[2][i] + acc[3][i]);
+    if (slice == 1) {
+      *reinterpret_cast<float4*>(slices[tile][lane]) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    }
     __syncthreads();
     if (slice == 0) {
 #pragma unroll
@@ -271,7 +303,7 @@ __global__ void __launch_bounds__(kThreads)
         const float scale =
             w.scale * Up::kScale * Up::row_scale(w, int64_t(head) * kUpRows + kNope + n);
         out.row(b.first_row + row)[head * kValue + n] =
-            from_float<Out>((acc[i] + shared.slices[tile][lane][i]) * scale);
+            from_float<Out>((sum[i] + slices[tile][lane][i]) * scale);
       }
     }
     __syncthreads();
@@ -298,7 +330,8 @@ void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, cons
       .scale = float(std::numbers::log2e / std::sqrt(double(shape.query_dim()))),
       .permuted = out.format == KvFormat::kNvfp4};
   const Grid grid{
-      .blocks = {unsigned(shape.heads * kColumnBlocks + 1), blocks_for(rows.count, tiles * kRows)},
+      .blocks = {unsigned(shape.heads * kColumnBlocks) + blocks_for(shape.heads, kTurnedHeads),
+                 blocks_for(rows.count, tiles * kRows)},
       .threads = kThreads};
   const Rope rope = rope_of(shape.rope_dim, shape.rope_theta);
   with_format(kv_b.format, [&](auto format) {
@@ -315,18 +348,25 @@ void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, cons
 }
 
 void join_splits(const Context& context, Partials partials, const LatentUp& kv_b,
-                 const MlaShape& shape, RowRange rows, Tensor out) {
+                 const MlaShape& shape, RowRange rows, void* averages, Tensor out) {
   // Few rows: more blocks, each of which joins the splits again.
+  const bool few = rows.count <= kFewRows;
   const int slabs = rows.count > 16 ? 4 : 1;
   const OutputBlocks blocks{
       .heads = shape.heads, .first_row = rows.first, .num_rows = rows.count, .slabs = slabs};
   const Grid grid{.blocks = {unsigned(shape.heads * (kValue / kOutputs / slabs)),
                              blocks_for(rows.count, kRows)},
                   .threads = kThreads};
+  uint16_t* const joined = few ? nullptr : static_cast<uint16_t*>(averages);
   with_format(kv_b.format, [&](auto format) {
+    if (!few) {
+      launch(context,
+             {.blocks = {unsigned(shape.heads), unsigned(rows.count)}, .threads = kThreads},
+             average_kernel<format()>, partials, blocks, context.step, joined);
+    }
     with_activation(out.dtype, [&]<typename Out>(Out) {
-      launch(context, grid, join_kernel<format(), Out>, partials, kv_b, blocks, context.step,
-             Matrix<Out>(out));
+      launch(context, grid, join_kernel<format(), Out>, partials, joined, kv_b, blocks,
+             context.step, Matrix<Out>(out));
     });
   });
 }

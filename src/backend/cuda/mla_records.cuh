@@ -41,9 +41,8 @@ struct Records {
   }
 };
 
-// The page table and position of a row.
-__device__ __forceinline__ const int32_t* pages_of(const StepView& step, int row) {
-  return step.pages + step.segments[step.row_segment[row]].first_page;
+__device__ __forceinline__ const Segment& segment_of(const StepView& step, int row) {
+  return step.segments[step.is_decode ? row : step.row_segment[row]];
 }
 
 __device__ __forceinline__ uint32_t pack(float low, float high, __half) {

@@ -183,12 +183,19 @@ struct Kernel {
   __device__ static void copy(const Records& records, const Where* where, int first, int count,
                               uint8_t* tile, uint32_t* scales) {
     constexpr int kPieces = T::kBytes / 16;
-    for (int i = threadIdx.x; i < kTile * kPieces; i += kThreads) {
-      const int row = i / kPieces, piece = i % kPieces;
-      const bool valid = first + row < count;
-      const Where at = where[valid ? first + row : 0];
+    constexpr int kEach = (kTile * kPieces + kThreads - 1) / kThreads;
+    uint32_t from[kEach];  // all read before the first copy, which the compiler moves nothing past
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int row = first + (i * kThreads + int(threadIdx.x)) / kPieces;
+      from[i] = where[row < count ? row : 0].values;
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int at = i * kThreads + threadIdx.x, row = at / kPieces, piece = at % kPieces;
+      if (kTile * kPieces % kThreads != 0 && i == kEach - 1 && row >= kTile) break;
       copy_async_16(tile + row * T::kBytes + T::swizzled(row, piece) * 16,
-                    records.data + (int64_t(at.values) + piece) * 16, valid);
+                    records.data + (int64_t(from[i]) + piece) * 16, first + row < count);
     }
     if (T::kHasScales && threadIdx.x < kTile) {
       const bool valid = first + int(threadIdx.x) < count;
@@ -275,27 +282,65 @@ struct Kernel {
   // Warp w has heads w * kHeadTiles ...; tops and sums are theirs.
   __device__ static void weigh(Shared& s, const uint32_t* scales, int count,
                                float (&tops)[kHeadTiles], float (&sums)[kHeadTiles]) {
-    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const float scale = T::kScalesLatent ? unpack(scales[lane % kTile], bf16()).x * T::kProbability
-                                         : T::kProbability;
+    constexpr int kEach = kTile > kWarp ? kTile / kWarp : 1;  // positions of a lane
+    const int lane = threadIdx.x % kWarp, first_head = threadIdx.x / kWarp * kHeadTiles;
+    float value[kHeadTiles][kEach], top[kHeadTiles], sum[kHeadTiles], factor[kHeadTiles];
 #pragma unroll
     for (int i = 0; i < kHeadTiles; ++i) {
-      const int head = warp * kHeadTiles + i;
-      float value = -INFINITY;
-      if (lane < kTile && lane < count) {
-        value = 0;
+      top[i] = tops[i];
 #pragma unroll
-        for (int slice = 0; slice < kSlices; ++slice) value += s.scores[slice][lane][head];
+      for (int k = 0; k < kEach; ++k) {
+        const int row = k * kWarp + lane;
+        value[i][k] = 0;
+#pragma unroll
+        for (int slice = 0; slice < kSlices; ++slice) {
+          value[i][k] += s.scores[slice][row % kTile][first_head + i];
+        }
+        if (row >= kTile || row >= count) value[i][k] = -INFINITY;
+        top[i] = fmaxf(top[i], value[i][k]);
       }
-      const float top = fmaxf(tops[i], warp_max(value));
-      const float p = exp2f(value - top), factor = exp2f(tops[i] - top);
-      sums[i] = sums[i] * factor + warp_sum(p);
-      tops[i] = top;
-      if (lane < kTile) {
-        s.probabilities[head][lane / 16 * 16 + place_in_16(lane % 16)] =
-            uint16_t(pack(p * scale, 0.0f, Value()));
+    }
+#pragma unroll
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+#pragma unroll
+      for (int i = 0; i < kHeadTiles; ++i) {
+        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffffu, top[i], offset));
       }
-      if (lane == 0) s.factors[head] = factor;
+    }
+#pragma unroll
+    for (int i = 0; i < kHeadTiles; ++i) {
+      factor[i] = exp2f(tops[i] - top[i]);
+      tops[i] = top[i];
+      sum[i] = 0;
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) {
+        value[i][k] = exp2f(value[i][k] - top[i]);
+        sum[i] += value[i][k];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+      const int row = k * kWarp + lane;
+      const float scale = T::kScalesLatent ? unpack(scales[row % kTile], bf16()).x * T::kProbability
+                                           : T::kProbability;
+      if (row >= kTile) continue;
+#pragma unroll
+      for (int i = 0; i < kHeadTiles; ++i) {
+        s.probabilities[first_head + i][row / 16 * 16 + place_in_16(row % 16)] =
+            uint16_t(pack(value[i][k] * scale, 0.0f, Value()));
+      }
+    }
+#pragma unroll
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+#pragma unroll
+      for (int i = 0; i < kHeadTiles; ++i) {
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], offset);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kHeadTiles; ++i) {
+      sums[i] = sums[i] * factor[i] + sum[i];
+      if (lane == 0) s.factors[first_head + i] = factor[i];
     }
   }
 
@@ -355,10 +400,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int count = min(span, length - begin), tiles = (count + kTile - 1) / kTile;
   const int first_head = blockIdx.z * K::kHeads, heads = min(K::kHeads, b.heads - first_head);
   auto* where = reinterpret_cast<typename K::Where*>(s.queries + heads * kQueryPitch);
-  K::locate(records, pages_of(step, row), begin, count, where);
+  const Segment& segment = segment_of(step, row);
+  const int stored = segment.context - begin;  // by earlier steps
+  K::locate(records, step.pages + segment.first_page, begin, count, where);
   __syncthreads();
 
-  const int stored = step.segments[step.row_segment[row]].context - begin;  // by earlier steps
   bool waited = false;
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) {
@@ -443,7 +489,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x; i < kRecord; i += kThreads) {
     query[i] = to_float(queries[query_index * kRecord + i]);
   }
-  const int32_t* pages = pages_of(step, row);
+  const int32_t* pages = step.pages + segment_of(step, row).first_page;
   const auto record = [&](int position) {
     return reinterpret_cast<const float*>(
         records.values(pages[position / records.page_size], position % records.page_size));
@@ -485,6 +531,8 @@ bool launch_split(const Context& context, LatentQueries q, const KvLayer& cache,
   if (shared > context.device.shared_bytes) return false;
   const auto kernel = split_kernel<format, kHeadTiles, kTile, kStages>;
   allow_shared(kernel, shared);
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared));
   launch(context,
          {.blocks = {unsigned(out.max_splits), unsigned(rows), blocks_for(blocks.heads, K::kHeads)},
           .threads = kThreads,
@@ -496,9 +544,16 @@ bool launch_split(const Context& context, LatentQueries q, const KvLayer& cache,
 template <KvFormat format, int kHeadTiles>
 void launch_format(const Context& context, LatentQueries q, const KvLayer& cache,
                    SplitBlocks blocks, int rows, Partials out) {
-  constexpr int kStages = format == KvFormat::kBF16 ? 2 : format == KvFormat::kNvfp4 ? 4 : 3;
+#ifdef TILE64
+  constexpr int kStages = 2, kTile = format == KvFormat::kBF16 ? 32 : 64;
+#else
+  constexpr int kStages = format == KvFormat::kBF16    ? 2
+                          : format == KvFormat::kNvfp4 ? 4
+                                                       : 3,
+                kTile = 32;
+#endif
   bool launched =
-      launch_split<format, kHeadTiles, 32, kStages>(context, q, cache, blocks, rows, out);
+      launch_split<format, kHeadTiles, kTile, kStages>(context, q, cache, blocks, rows, out);
   if constexpr (format == KvFormat::kBF16) {  // cards of 99 KiB a block
     launched =
         launched || launch_split<format, kHeadTiles, 16, 3>(context, q, cache, blocks, rows, out);

@@ -42,8 +42,42 @@ void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, cons
                     RowRange rows, LatentQueries out);
 void attend_splits(const Context& context, LatentQueries q, const MlaShape& shape, RowRange rows,
                    const KvLayer& cache, Partials out);
-// Joins the splits of a row and brings them through kv_b's value half.
+// Joins the splits of a row and brings them through kv_b's value half. `averages`: room for
+// [count, heads, latent] of 16 bits.
 void join_splits(const Context& context, Partials partials, const LatentUp& kv_b,
-                 const MlaShape& shape, RowRange rows, Tensor out);
+                 const MlaShape& shape, RowRange rows, void* averages, Tensor out);
+
+// Expanded segments ------------------------------------------------------------------------------
+
+inline constexpr int kSlab = 4096;  // positions expanded at once, from a multiple of it on
+
+struct Expanded {               // of a slab's positions
+  bf16* records = nullptr;      // [kSlab, latent + rope]; the rope key is every head's
+  bf16* keys_values = nullptr;  // [kSlab, heads, nope + value]
+};
+
+// What a row has gathered from the slabs so far; used where there are several.
+struct Carry {
+  float* values = nullptr;  // [rows, heads, value]
+  float2* sums = nullptr;   // [rows, heads]: the largest score, and the sum of 2^(score - it)
+};
+
+// out [rows, heads, nope + rope]: rotated, times the softmax's scale in powers of two.
+void turn_queries(const Context& context, Tensor q, const MlaShape& shape, RowRange rows,
+                  bf16* out);
+// kv_b in BF16, without the scales that belong to its outputs.
+void unpack_up(const Context& context, const LatentUp& kv_b, bf16* out);
+// `pages`: the segment's page table on the card; `unpacked`: kv_b in BF16.
+void expand_records(const Context& context, const KvLayer& cache, const int32_t* pages, int first,
+                    int count, const LatentUp& kv_b, const bf16* unpacked, Expanded out);
+// `count` positions from `first` on, for rows of a segment whose first has position `context`. A
+// row that attends to later slabs is left in the carry, others go to `out`.
+struct SlabRange {
+  int first = 0, count = 0;
+  int context = 0;
+};
+void attend_slab(const Context& context, const bf16* queries, const Expanded& slab,
+                 const SlabRange& range, const MlaShape& shape, RowRange rows, Carry carry,
+                 Tensor out);
 
 }  // namespace nibble::cuda

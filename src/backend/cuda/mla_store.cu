@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads)
                  Records records) {
   __shared__ Shared s;
   const int row = blockIdx.x, i = threadIdx.x, position = step.positions[row];
-  const int64_t page = pages_of(step, row)[position / records.page_size];
+  const int64_t page = step.pages[segment_of(step, row).first_page + position / records.page_size];
   const int slot = position % records.page_size;
   const float4 g = reinterpret_cast<const float4*>(gain)[i];
   wait_for_predecessor();
