@@ -321,7 +321,7 @@ void with_format(KvFormat format, Run&& run) {
 void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
                     RowRange rows, LatentQueries out) {
   const bool is_bf16 = out.format == KvFormat::kBF16 || out.format == KvFormat::kF32;
-  const int tiles = rows.count > 64 ? 4 : 1;
+  const int tiles = rows.count > 32 ? 4 : 1;
   const QueryBlocks blocks{
       .heads = shape.heads,
       .first_row = rows.first,

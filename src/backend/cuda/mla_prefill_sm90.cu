@@ -1,8 +1,9 @@
-// attend_slab on Hopper: as in mla_prefill.cu, but its products are warpgroup MMAs, which read keys and
-// values from shared memory by themselves and run while the warps are at the softmax. A block has
-// two warpgroups of 64 rows each. In iteration i, the scores of tile i + 1 and the outputs of tile
-// i are multiplied; when the scores are there, their softmax runs beside the outputs' product. Two
-// tiles of keys and two of values are in shared memory, in the 128-byte swizzle of that hardware.
+// attend_slab on Hopper: as in mla_prefill.cu, but its products are warpgroup MMAs, which read keys
+// and values from shared memory by themselves and run while the warps are at the softmax. A block
+// has two warpgroups of 64 rows each. In iteration i, the scores of tile i + 1 and the outputs of
+// tile i are multiplied; when the scores are there, their softmax runs beside the outputs' product.
+// Two tiles of keys and two of values are in shared memory, in the 128-byte swizzle of that
+// hardware.
 //
 // Only in builds for sm_90a.
 #include "backend/cuda/dtypes.h"
@@ -38,6 +39,15 @@ __device__ __forceinline__ void commit_products() {
 template <int pending>
 __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+
+// The compiler knows that products change these, not that they do so until they are waited for.
+template <int count>
+__device__ __forceinline__ void settle(float (&c)[count][4]) {
+#pragma unroll
+  for (int n = 0; n < count; ++n) {
+    asm volatile("" : "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])::"memory");
+  }
 }
 
 #define NIBBLE_FOUR(c, n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
@@ -118,8 +128,8 @@ template <typename Out>
 __global__ void __launch_bounds__(kThreads, 1) slab_sm90_kernel(SlabTask task, Matrix<Out> out) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t memory[];
-  bf16* const queries = reinterpret_cast<bf16*>((reinterpret_cast<uintptr_t>(memory) + 1023) /
-                                                1024 * 1024);
+  bf16* const queries =
+      reinterpret_cast<bf16*>((reinterpret_cast<uintptr_t>(memory) + 1023) / 1024 * 1024);
   bf16* const keys = queries + kRows * kQuery;
   bf16* const values = keys + 2 * kTile * kQuery;
   const int head = blockIdx.y, begin = (gridDim.x - 1 - blockIdx.x) * kRows;
@@ -157,33 +167,46 @@ __global__ void __launch_bounds__(kThreads, 1) slab_sm90_kernel(SlabTask task, M
   wait_for_copies<1>();
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncthreads();
-  start_scores(s, group_queries, keys);
-  wait_for_products<0>();
-  weigh(s, rows.limits(base, 0), rows.tops, rows.sums, factors);
-  pack_probabilities(s, p);
-#pragma unroll
-  for (int n = 0; n < 32; ++n) {
-    o[n][0] *= factors[0], o[n][1] *= factors[0], o[n][2] *= factors[1], o[n][3] *= factors[1];
-  }
-  for (int i = 0; i < tiles; ++i) {
-    wait_for_copies<0>();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    __syncthreads();
-    copy_pair(i + 2);
-    const bool more = i + 1 < tiles;
-    if (more) start_scores(s, group_queries, keys + (i + 1) % 2 * (kTile * kQuery));
-    start_outputs(o, p, values + i % 2 * (kTile * kQuery));
-    if (!more) break;
-    wait_for_products<1>();
-    weigh(s, rows.limits(base, (i + 1) * kTile), rows.tops, rows.sums, factors);
-    wait_for_products<0>();
-    pack_probabilities(s, p);
+  const auto soften = [&](int i) {  // the scores of tile i
+    weigh(s, rows.limits(base, i * kTile), rows.tops, rows.sums, factors);
+  };
+  const auto rescale = [&] {
 #pragma unroll
     for (int n = 0; n < 32; ++n) {
       o[n][0] *= factors[0], o[n][1] *= factors[0], o[n][2] *= factors[1], o[n][3] *= factors[1];
     }
-  }
+  };
+  const auto next_tiles = [&](int i) {
+    wait_for_copies<0>();
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncthreads();
+    copy_pair(i + 2);
+  };
+  start_scores(s, group_queries, keys);
   wait_for_products<0>();
+  settle(s);
+  soften(0);
+  pack_probabilities(s, p);
+  rescale();
+  for (int i = 0; i + 1 < tiles; ++i) {
+    next_tiles(i);
+    settle(s);
+    start_scores(s, group_queries, keys + (i + 1) % 2 * (kTile * kQuery));
+    settle(o);
+    start_outputs(o, p, values + i % 2 * (kTile * kQuery));
+    wait_for_products<1>();
+    settle(s);
+    soften(i + 1);
+    wait_for_products<0>();
+    settle(o);
+    pack_probabilities(s, p);
+    rescale();
+  }
+  next_tiles(tiles - 1);
+  settle(o);
+  start_outputs(o, p, values + (tiles - 1) % 2 * (kTile * kQuery));
+  wait_for_products<0>();
+  settle(o);
   rows.store(task, base, head, t, o, out);
 #endif
 }

@@ -24,6 +24,7 @@ struct Records {
   uint8_t* data = nullptr;
   int64_t page_bytes = 0;
   int page_size = 0, value_bytes = 0, scale_bytes = 0;
+  uint32_t page_units = 0, value_units = 0;  // of 16 bytes; not for kF32
 
   Records() = default;
   explicit Records(const KvLayer& cache)
@@ -31,7 +32,9 @@ struct Records {
         page_bytes(kv_page_bytes(cache)),
         page_size(cache.page_size),
         value_bytes(int(kv_value_bytes(cache))),
-        scale_bytes(int(kv_scale_bytes(cache))) {}
+        scale_bytes(int(kv_scale_bytes(cache))),
+        page_units(uint32_t(page_bytes / 16)),
+        value_units(uint32_t(value_bytes / 16)) {}
 
   __device__ __forceinline__ uint8_t* values(int64_t page, int slot) const {
     return data + page * page_bytes + int64_t(slot) * value_bytes;
@@ -48,6 +51,11 @@ __device__ __forceinline__ const Segment& segment_of(const StepView& step, int r
 __device__ __forceinline__ uint32_t pack(float low, float high, __half) {
   const __half2 pair = __floats2half2_rn(fminf(fmaxf(low, -65504.0f), 65504.0f),
                                          fminf(fmaxf(high, -65504.0f), 65504.0f));
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+// For what cannot be large.
+__device__ __forceinline__ uint32_t pack_small(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);
 }
 __device__ __forceinline__ uint32_t pack(float low, float high, bf16) {

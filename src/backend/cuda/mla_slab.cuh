@@ -1,6 +1,6 @@
-// What both kernels of attend_slab share: their task, copies of its tiles, the softmax of a tile, and
-// a lane's rows of outputs. A lane (g, t) has rows g and g + 8 of 16; of scores and outputs it has
-// columns 2 t and 2 t + 1 of each 8. Device code.
+// What both kernels of attend_slab share: their task, copies of its tiles, the softmax of a tile,
+// and a lane's rows of outputs. A lane (g, t) has rows g and g + 8 of 16; of scores and outputs it
+// has columns 2 t and 2 t + 1 of each 8. Device code.
 #pragma once
 
 #include "backend/cuda/mla_stages.h"
@@ -31,8 +31,8 @@ __device__ __forceinline__ void copy_queries(const SlabTask& task, int head, int
     const int row = i / kPieces, piece = i % kPieces;
     const bool valid = begin + row < task.rows;
     const int64_t from = valid ? begin + row : 0;
-    copy_async_16(place(row, piece),
-                  task.queries + (from * task.heads + head) * kQuery + piece * 8, valid);
+    copy_async_16(place(row, piece), task.queries + (from * task.heads + head) * kQuery + piece * 8,
+                  valid);
   }
 }
 
@@ -130,8 +130,8 @@ struct SlabRow {
       for (int n = 0; n < 32; ++n) {
         float2 pair = make_float2(0, 0);
         if (has_carry[r]) {
-          pair = *reinterpret_cast<const float2*>(task.carry.values + at[r] * kValue + n * 8 +
-                                                  2 * t);
+          pair =
+              *reinterpret_cast<const float2*>(task.carry.values + at[r] * kValue + n * 8 + 2 * t);
         }
         o[n][2 * r] = pair.x, o[n][2 * r + 1] = pair.y;
       }

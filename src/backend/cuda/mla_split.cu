@@ -19,9 +19,10 @@ constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kQueryPitch = kRecord + 8;     // 16-bit values
 constexpr float kProbabilityScale = 256.0f;  // keeps small ones out of FP16's subnormals
 
-// A tile of records in shared memory, by format. Pieces are 16 bytes; swizzles let the lanes of a
-// load meet all banks. kLatentScale: a score's factor where a record has no scale of its own for
-// the latent. kOutputScale undoes the scales of probabilities and values.
+// A tile of records in shared memory, by format. along() gives k-steps 0 and 1 of four, and then
+// the others; what comes at once gives all the first time. Pieces are 16 bytes; swizzles let the
+// lanes of a load meet all banks. kLatentScale: a score's factor where a record has no scale of its
+// own for the latent. kOutputScale undoes the scales of probabilities and values.
 template <KvFormat format>
 struct Tile;
 
@@ -33,25 +34,23 @@ struct Tile<KvFormat::kBF16> {
   static constexpr float kLatentScale = 1.0f, kOutputScale = 1.0f;
   static constexpr float kProbability = 1.0f;
 
-  __device__ static __forceinline__ int swizzled(int row, int piece) {
-    return piece ^ ((row & 1) | ((row & 3) << 1));
-  }
-  __device__ static __forceinline__ const uint8_t* piece_at(const uint8_t* tile, int row,
+  __device__ static __forceinline__ int swizzle(int row) { return (row & 1) | (row & 3) << 1; }
+  // Piece `piece` of the 8 of a chunk.
+  __device__ static __forceinline__ const uint8_t* piece_at(const uint8_t* tile, int row, int chunk,
                                                             int piece) {
-    return tile + row * kBytes + swizzled(row, piece) * 16;
+    return tile + row * kBytes + (piece ^ swizzle(row)) * 16 + chunk * 128;
   }
   __device__ static __forceinline__ void along(const uint8_t* tile, int row, int chunk, int t,
-                                               uint32_t (&a)[4][2]) {
-    const uint4 v[2] = {
-        *reinterpret_cast<const uint4*>(piece_at(tile, row, 8 * chunk + 2 * t)),
-        *reinterpret_cast<const uint4*>(piece_at(tile, row, 8 * chunk + 2 * t + 1))};
-    decode_along(v, a);
+                                               int half, uint32_t (&a)[4][2]) {
+    const uint4 v = *reinterpret_cast<const uint4*>(piece_at(tile, row, chunk, 2 * t + half));
+    a[2 * half][0] = v.x, a[2 * half][1] = v.y;
+    a[2 * half + 1][0] = v.z, a[2 * half + 1][1] = v.w;
   }
   // The rope key's k-step j.
   __device__ static __forceinline__ void rope(const uint8_t* tile, int row, int j, int t,
                                               uint32_t (&a)[2]) {
     const uint2 v = *reinterpret_cast<const uint2*>(
-        piece_at(tile, row, kLatent / 8 + 2 * t + j / 2) + j % 2 * 8);
+        piece_at(tile, row, kLatent / 64, 2 * t + j / 2) + j % 2 * 8);
     a[0] = v.x, a[1] = v.y;
   }
   __device__ static __forceinline__ void across(const uint8_t* tile, int row, int chunk, int g,
@@ -59,7 +58,7 @@ struct Tile<KvFormat::kBF16> {
     uint4 v[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      v[i] = *reinterpret_cast<const uint4*>(piece_at(tile, row + 4 * i, 8 * chunk + g));
+      v[i] = *reinterpret_cast<const uint4*>(piece_at(tile, row, chunk, g) + 4 * i * kBytes);
     }
     decode_across(v, a);
   }
@@ -74,27 +73,29 @@ struct ByteTile {
   static constexpr float kOutputScale = is_int8 ? 1.0f / kProbabilityScale : 1.0f;
   static constexpr float kProbability = kProbabilityScale;
 
-  __device__ static __forceinline__ int swizzled(int row, int piece) { return piece ^ (row & 2); }
-  __device__ static __forceinline__ const uint8_t* piece_at(const uint8_t* tile, int row,
+  __device__ static __forceinline__ int swizzle(int row) { return row & 2; }
+  // Piece `piece` of the 4 of a chunk.
+  __device__ static __forceinline__ const uint8_t* piece_at(const uint8_t* tile, int row, int chunk,
                                                             int piece) {
-    return tile + row * kBytes + swizzled(row, piece) * 16;
+    return tile + row * kBytes + (piece ^ swizzle(row)) * 16 + chunk * 64;
   }
   __device__ static __forceinline__ void along(const uint8_t* tile, int row, int chunk, int t,
-                                               uint32_t (&a)[4][2]) {
-    decode_along<is_int8>(*reinterpret_cast<const uint4*>(piece_at(tile, row, 4 * chunk + t)), a);
+                                               int half, uint32_t (&a)[4][2]) {
+    if (half > 0) return;
+    decode_along<is_int8>(*reinterpret_cast<const uint4*>(piece_at(tile, row, chunk, t)), a);
   }
   __device__ static __forceinline__ void rope(const uint8_t* tile, int row, int j, int t,
                                               uint32_t (&a)[2]) {
     decode_4_along<is_int8>(
-        *reinterpret_cast<const uint32_t*>(piece_at(tile, row, kLatent / 16 + t) + 4 * j), a);
+        *reinterpret_cast<const uint32_t*>(piece_at(tile, row, kLatent / 64, t) + 4 * j), a);
   }
   __device__ static __forceinline__ void across(const uint8_t* tile, int row, int chunk, int g,
                                                 uint32_t (&a)[4][4]) {
     uint2 v[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      v[i] = *reinterpret_cast<const uint2*>(piece_at(tile, row + 4 * i, 4 * chunk + g / 2) +
-                                             g % 2 * 8);
+      v[i] = *reinterpret_cast<const uint2*>(piece_at(tile, row, chunk, g / 2) + g % 2 * 8 +
+                                             4 * i * kBytes);
     }
     decode_across<is_int8>(v, a);
   }
@@ -114,9 +115,10 @@ struct Tile<KvFormat::kNvfp4> {
   static constexpr float kOutputScale = 128.0f / kProbabilityScale;
   static constexpr float kProbability = kProbabilityScale;
 
-  __device__ static __forceinline__ int swizzled(int, int piece) { return piece; }
+  __device__ static __forceinline__ int swizzle(int) { return 0; }
   __device__ static __forceinline__ void along(const uint8_t* tile, int row, int chunk, int t,
-                                               uint32_t (&a)[4][2]) {
+                                               int half, uint32_t (&a)[4][2]) {
+    if (half > 0) return;
     const uint8_t* record = tile + row * kBytes;
     decode_along(*reinterpret_cast<const uint2*>(record + 32 * chunk + 8 * t),
                  record[kScalesAt + 4 * chunk + t], a);
@@ -139,80 +141,114 @@ struct Tile<KvFormat::kNvfp4> {
   }
 };
 
-// 4 bytes, zeros where `valid` is not set.
-__device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
-               "l"(global), "r"(valid ? 4 : 0)
-               : "memory");
-}
-
 template <KvFormat format, int kHeadTiles, int kTile, int kStages>
 struct Kernel {
   using T = Tile<format>;
   using Value = typename T::Value;
   static constexpr int kHeads = 8 * kHeadTiles;
   static constexpr int kRowTiles = kTile / 16, kSlices = kWarps / kRowTiles;
-  static constexpr int kScorePitch = kHeads + 1, kProbabilityPitch = kTile + 16;
+  static constexpr int kScorePitch = kTile + 4;
 
   struct Shared {
     alignas(16) uint8_t tiles[kStages][kTile * T::kBytes];
-    alignas(16) uint16_t probabilities[kHeads][kProbabilityPitch];
-    float scores[kSlices][kTile][kScorePitch];
-    uint32_t scales[kStages][kTile];  // two BF16, or one in either half
-    float factors[kHeads];            // of the outputs so far; at the end, of all
-    alignas(16) uint16_t queries[];   // [heads, kQueryPitch]; then where records lie
+    // Of a head in the last slice, the scores give way to its probabilities.
+    alignas(16) float scores[kSlices][kHeads][kScorePitch];
+    float factors[kHeads];           // of the outputs so far; at the end, of all
+    alignas(16) uint16_t queries[];  // [heads, kQueryPitch]; then Where, a position
   };
+
+  __device__ static uint16_t* probabilities_of(Shared& s, int head) {
+    return reinterpret_cast<uint16_t*>(s.scores[kSlices - 1][head]);
+  }
 
   struct Where {      // of a record
     uint32_t values;  // in 16 bytes from the cache's start
-    uint32_t scales;  // in 2 bytes
+    uint32_t scales;  // in 2 bytes from there; then themselves: BF16 of latent and rope key
   };
 
+  // Positions past the last of the span are given its record: they are masked, not missing.
   __device__ static void locate(const Records& records, const int32_t* pages, int first, int count,
                                 Where* where) {
-    for (int i = threadIdx.x; i < count; i += kThreads) {
-      const int position = first + i;
-      const int64_t page = pages[position / records.page_size];
-      const int slot = position % records.page_size;
-      where[i].values = uint32_t((records.values(page, slot) - records.data) / 16);
-      where[i].scales = uint32_t((records.scales(page, slot) - records.data) / 2);
+    for (int i = threadIdx.x; i < (count + kTile - 1) / kTile * kTile; i += kThreads) {
+      const uint32_t position = first + min(i, count - 1), page_size = records.page_size;
+      const uint32_t index = position / page_size, slot = position - index * page_size;
+      const uint32_t page = uint32_t(pages[index]) * records.page_units;
+      where[i].values = page + slot * records.value_units;
+      if constexpr (T::kHasScales) {
+        where[i].scales =
+            (page + page_size * records.value_units) * 8 + slot * (records.scale_bytes / 2);
+      }
+    }
+  }
+  __device__ static void load_scales(const Records& records, int count, Where* where) {
+    for (int i = threadIdx.x; i < (count + kTile - 1) / kTile * kTile; i += kThreads) {
+      const uint8_t* at = records.data + uint64_t(where[i].scales) * 2;
+      where[i].scales = T::kScalesLatent ? *reinterpret_cast<const uint32_t*>(at)
+                                         : uint32_t(*reinterpret_cast<const uint16_t*>(at)) << 16;
     }
   }
 
-  // The tile's records from `first` of the span on; those past the span's `count` become zeros.
-  __device__ static void copy(const Records& records, const Where* where, int first, int count,
-                              uint8_t* tile, uint32_t* scales) {
-    constexpr int kPieces = T::kBytes / 16;
-    constexpr int kEach = (kTile * kPieces + kThreads - 1) / kThreads;
-    uint32_t from[kEach];  // all read before the first copy, which the compiler moves nothing past
+  __device__ static void load_queries(const uint16_t* from, int heads, uint16_t* to) {
+    constexpr int kPieces = kRecord / 8;
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const auto* source = reinterpret_cast<const uint4*>(from) + warp * kPieces;
+    auto* target = reinterpret_cast<uint4*>(to) + warp * (kQueryPitch / 8);
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int row = first + (i * kThreads + int(threadIdx.x)) / kPieces;
-      from[i] = where[row < count ? row : 0].values;
+    for (int n = 0; n < kHeadTiles; ++n) {
+      if (n * kWarps + warp >= heads) break;
+#pragma unroll
+      for (int piece = 0; piece < kPieces; piece += kWarp) {
+        if (piece + kWarp > kPieces && piece + lane >= kPieces) break;
+        target[n * kWarps * (kQueryPitch / 8) + piece + lane] =
+            source[n * kWarps * kPieces + piece + lane];
+      }
+    }
+  }
+
+  // A warp copies every kWarps-th row, a lane a piece of it; what a row has beyond whole warps of
+  // pieces is copied by all threads together.
+  __device__ static void copy(const Records& records, const Where* where, uint8_t* tile) {
+    constexpr int kPieces = T::kBytes / 16, kWhole = kPieces < kWarp ? 1 : kPieces / kWarp;
+    constexpr int kRest = kPieces < kWarp ? 0 : kPieces % kWarp;
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const uint8_t* from = records.data + 16 * lane;
+    // Places are read before the copies of a group: the compiler moves none past them.
+    constexpr int kGroup = kWhole > 1 ? 1 : kTile / kWarps;
+    if (kPieces >= kWarp || lane < kPieces) {
+#pragma unroll 1
+      for (int first = 0; first < kTile / kWarps; first += kGroup) {
+        uint32_t at[kGroup];
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) at[i] = where[(first + i) * kWarps + warp].values;
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) {
+          const int row = (first + i) * kWarps + warp;
+#pragma unroll
+          for (int k = 0; k < kWhole; ++k) {
+            const int piece = (k * kWarp + lane) ^ T::swizzle(warp);  // kWarps rows: the same
+            copy_async_16(tile + row * T::kBytes + piece * 16,
+                          from + uint64_t(at[i]) * 16 + k * (kWarp * 16));
+          }
+        }
+      }
     }
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int at = i * kThreads + threadIdx.x, row = at / kPieces, piece = at % kPieces;
-      if (kTile * kPieces % kThreads != 0 && i == kEach - 1 && row >= kTile) break;
-      copy_async_16(tile + row * T::kBytes + T::swizzled(row, piece) * 16,
-                    records.data + (int64_t(from[i]) + piece) * 16, first + row < count);
-    }
-    if (T::kHasScales && threadIdx.x < kTile) {
-      const bool valid = first + int(threadIdx.x) < count;
-      const Where at = where[valid ? first + threadIdx.x : 0];
-      copy_async_4(scales + threadIdx.x, records.data + int64_t(at.scales & ~1u) * 2, valid);
+    for (int i = 0; i < (kTile * kRest + kThreads - 1) / kThreads; ++i) {
+      constexpr int kWide = std::max(kRest, 1);
+      const int index = i * kThreads + threadIdx.x, row = index / kWide;
+      if (kTile * kRest % kThreads != 0 && row >= kTile) break;
+      const int piece = kWhole * kWarp + index % kWide;
+      copy_async_16(tile + row * T::kBytes + (piece ^ T::swizzle(row)) * 16,
+                    records.data + (uint64_t(where[row].values) + uint32_t(piece)) * 16);
     }
   }
 
-  // The scales of record i of a tile: of its latent and of its rope key.
-  __device__ static float2 scales_of(uint32_t pair, uint32_t where) {
-    const float2 both = unpack(pair, bf16());
-    if (format == KvFormat::kInt8) return both;
-    return make_float2(T::kLatentScale, (where & 1) != 0 ? both.y : both.x);
+  __device__ static float2 scales_of(const Where& where) {
+    const float2 both = unpack(where.scales, bf16());
+    return T::kScalesLatent ? both : make_float2(T::kLatentScale, both.y);
   }
 
-  __device__ static void score(Shared& s, const uint8_t* tile, const uint32_t* scales,
-                               const Where* where, int count, int heads) {
+  __device__ static void score(Shared& s, const uint8_t* tile, const Where* where, int heads) {
     const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
     const int first = warp % kRowTiles * 16, slice = warp / kRowTiles;
     float acc[kHeadTiles][4] = {};
@@ -238,9 +274,7 @@ struct Kernel {
     // Rope keys with a scale of their own are brought to the latent's.
     float low_scale = T::kLatentScale, high_scale = low_scale;
     if (T::kHasScales) {
-      const float2 low = scales_of(scales[first + g], where[min(first + g, count - 1)].scales);
-      const float2 high =
-          scales_of(scales[first + g + 8], where[min(first + g + 8, count - 1)].scales);
+      const float2 low = scales_of(where[first + g]), high = scales_of(where[first + g + 8]);
       low_scale = low.x, high_scale = high.x;
       const float low_ratio = low.x == 0 ? 0 : low.y / low.x;
       const float high_ratio = high.x == 0 ? 0 : high.y / high.x;
@@ -254,18 +288,23 @@ struct Kernel {
     for (int c = 0; c < kLatent / 64 / kSlices; ++c) {
       const int chunk = slice * (kLatent / 64 / kSlices) + c;
       uint32_t low[4][2], high[4][2];
-      T::along(tile, first + g, chunk, t, low);
-      T::along(tile, first + g + 8, chunk, t, high);
 #pragma unroll
-      for (int n = 0; n < kHeadTiles; ++n) {
-        uint32_t x[8];
-        const uint4* from = reinterpret_cast<const uint4*>(query[n] + 64 * chunk);
-        *reinterpret_cast<uint4*>(x) = from[0];
-        *reinterpret_cast<uint4*>(x + 4) = from[1];
+      for (int half = 0; half < 2; ++half) {
+        T::along(tile, first + g, chunk, t, half, low);
+        T::along(tile, first + g + 8, chunk, t, half, high);
+        uint4 x[kHeadTiles];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int n = 0; n < kHeadTiles; ++n) {
+          x[n] = *reinterpret_cast<const uint4*>(query[n] + 64 * chunk + 8 * half);
+        }
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const int j = 2 * half + k;
           const uint32_t a[4] = {low[j][0], high[j][0], low[j][1], high[j][1]};
-          multiply(acc[n], a, {x[2 * j], x[2 * j + 1]}, Value());
+#pragma unroll
+          for (int n = 0; n < kHeadTiles; ++n) {
+            multiply(acc[n], a, {k == 0 ? x[n].x : x[n].z, k == 0 ? x[n].y : x[n].w}, Value());
+          }
         }
       }
     }
@@ -273,15 +312,15 @@ struct Kernel {
     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        s.scores[slice][first + g + i / 2 * 8][n * 8 + 2 * t + i % 2] =
+        s.scores[slice][n * 8 + 2 * t + i % 2][first + g + i / 2 * 8] =
             acc[n][i] * (i < 2 ? low_scale : high_scale);
       }
     }
   }
 
   // Warp w has heads w * kHeadTiles ...; tops and sums are theirs.
-  __device__ static void weigh(Shared& s, const uint32_t* scales, int count,
-                               float (&tops)[kHeadTiles], float (&sums)[kHeadTiles]) {
+  __device__ static void weigh(Shared& s, const Where* where, int count, float (&tops)[kHeadTiles],
+                               float (&sums)[kHeadTiles]) {
     constexpr int kEach = kTile > kWarp ? kTile / kWarp : 1;  // positions of a lane
     const int lane = threadIdx.x % kWarp, first_head = threadIdx.x / kWarp * kHeadTiles;
     float value[kHeadTiles][kEach], top[kHeadTiles], sum[kHeadTiles], factor[kHeadTiles];
@@ -294,7 +333,7 @@ struct Kernel {
         value[i][k] = 0;
 #pragma unroll
         for (int slice = 0; slice < kSlices; ++slice) {
-          value[i][k] += s.scores[slice][row % kTile][first_head + i];
+          value[i][k] += s.scores[slice][first_head + i][row % kTile];
         }
         if (row >= kTile || row >= count) value[i][k] = -INFINITY;
         top[i] = fmaxf(top[i], value[i][k]);
@@ -321,12 +360,12 @@ struct Kernel {
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
       const int row = k * kWarp + lane;
-      const float scale = T::kScalesLatent ? unpack(scales[row % kTile], bf16()).x * T::kProbability
-                                           : T::kProbability;
+      const float scale =
+          T::kScalesLatent ? scales_of(where[row % kTile]).x * T::kProbability : T::kProbability;
       if (row >= kTile) continue;
 #pragma unroll
       for (int i = 0; i < kHeadTiles; ++i) {
-        s.probabilities[first_head + i][row / 16 * 16 + place_in_16(row % 16)] =
+        probabilities_of(s, first_head + i)[row / 16 * 16 + place_in_16(row % 16)] =
             uint16_t(pack(value[i][k] * scale, 0.0f, Value()));
       }
     }
@@ -347,25 +386,38 @@ struct Kernel {
   __device__ static void add_values(Shared& s, const uint8_t* tile,
                                     float (&out)[4][kHeadTiles][4]) {
     const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
+    float2 factor[kHeadTiles];
+    bool rescales = false;
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
-      const float2 factor = *reinterpret_cast<const float2*>(&s.factors[n * 8 + 2 * t]);
+      factor[n] = *reinterpret_cast<const float2*>(&s.factors[n * 8 + 2 * t]);
+      rescales |= factor[n].x != 1.0f || factor[n].y != 1.0f;
+    }
+    if (__any_sync(0xffffffffu, rescales)) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        out[j][n][0] *= factor.x, out[j][n][1] *= factor.y;
-        out[j][n][2] *= factor.x, out[j][n][3] *= factor.y;
+      for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          out[j][n][0] *= factor[n].x, out[j][n][1] *= factor[n].y;
+          out[j][n][2] *= factor[n].x, out[j][n][3] *= factor[n].y;
+        }
       }
     }
 #pragma unroll
     for (int step = 0; step < kRowTiles; ++step) {
       uint32_t a[4][4];
       T::across(tile, step * 16 + t, warp, g, a);
+      uint2 p[kHeadTiles];
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n) {
-        const uint2 p =
-            *reinterpret_cast<const uint2*>(&s.probabilities[n * 8 + g][step * 16 + 4 * t]);
+        p[n] = *reinterpret_cast<const uint2*>(probabilities_of(s, n * 8 + g) + step * 16 + 4 * t);
+      }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) multiply(out[j][n], a[j], {p.x, p.y}, Value());
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {
+          multiply(out[j][n], a[j], {p[n].x, p[n].y}, Value());
+        }
       }
     }
   }
@@ -380,7 +432,7 @@ template <KvFormat format, int kHeadTiles, int kTile, int kStages>
 constexpr size_t shared_bytes(int heads, int most_span) {
   using K = Kernel<format, kHeadTiles, kTile, kStages>;
   return sizeof(typename K::Shared) + size_t(std::min(heads, K::kHeads)) * kQueryPitch * 2 +
-         size_t(most_span) * sizeof(typename K::Where);
+         size_t(most_span + kTile) * sizeof(typename K::Where);
 }
 
 // Blocks: x = split, y = row, z = group of heads.
@@ -412,36 +464,29 @@ __global__ void __launch_bounds__(kThreads, 2)
       wait_for_predecessor();
       waited = true;
     }
-    if (i < tiles) K::copy(records, where, i * kTile, count, s.tiles[i], s.scales[i]);
+    if (i < tiles) K::copy(records, where + i * kTile, s.tiles[i]);
     commit_copies();
   }
   if (!waited) wait_for_predecessor();
   let_successor_begin();
-  for (int i = threadIdx.x; i < heads * (kRecord / 8); i += kThreads) {
-    const int head = i / (kRecord / 8), piece = i % (kRecord / 8);
-    reinterpret_cast<uint4*>(s.queries + head * kQueryPitch)[piece] =
-        reinterpret_cast<const uint4*>(
-            queries + (int64_t(blockIdx.y) * b.heads + first_head + head) * kRecord)[piece];
-  }
+  if constexpr (K::T::kHasScales) K::load_scales(records, count, where);
+  K::load_queries(queries + (int64_t(blockIdx.y) * b.heads + first_head) * kRecord, heads,
+                  s.queries);
 
   float values[4][kHeadTiles][4] = {}, tops[kHeadTiles], sums[kHeadTiles] = {};
 #pragma unroll
   for (int i = 0; i < kHeadTiles; ++i) tops[i] = -INFINITY;
-  int stage = 0;
-  for (int i = 0; i < tiles; ++i, stage = stage + 1 == kStages ? 0 : stage + 1) {
+  for (int i = 0; i < tiles; ++i) {
     wait_for_copies<kStages - 2>();
     __syncthreads();
-    const int next = i + kStages - 1, next_stage = stage == 0 ? kStages - 1 : stage - 1;
-    if (next < tiles) {
-      K::copy(records, where, next * kTile, count, s.tiles[next_stage], s.scales[next_stage]);
-    }
+    const int next = i + kStages - 1;
+    if (next < tiles) K::copy(records, where + next * kTile, s.tiles[next % kStages]);
     commit_copies();
-    const int here = count - i * kTile;
-    K::score(s, s.tiles[stage], s.scales[stage], where + i * kTile, here, heads);
+    K::score(s, s.tiles[i % kStages], where + i * kTile, heads);
     __syncthreads();
-    K::weigh(s, s.scales[stage], here, tops, sums);
+    K::weigh(s, where + i * kTile, count - i * kTile, tops, sums);
     __syncthreads();
-    K::add_values(s, s.tiles[stage], values);
+    K::add_values(s, s.tiles[i % kStages], values);
   }
 
   __syncthreads();
@@ -451,8 +496,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int i = 0; i < kHeadTiles; ++i) {
     const int head = warp * kHeadTiles + i;
     if (lane != 0 || head >= heads) continue;
-    s.factors[head] = K::T::kOutputScale / sums[i];
-    out.log_sums[first + int64_t(head) * out.max_splits] = tops[i] + log2f(sums[i]);
+    s.factors[head] = __fdividef(K::T::kOutputScale, sums[i]);
+    out.log_sums[first + int64_t(head) * out.max_splits] = tops[i] + __log2f(sums[i]);
   }
   __syncthreads();
 #pragma unroll
@@ -465,7 +510,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       uint32_t packed[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        packed[j] = pack(values[j][n][i] * factor, values[j][n][i + 2] * factor, __half());
+        packed[j] = pack_small(values[j][n][i] * factor, values[j][n][i + 2] * factor);
       }
       __half* to = out.values + (first + int64_t(head) * out.max_splits) * kLatent;
       *reinterpret_cast<uint4*>(to + warp * 64 + 8 * g) =
@@ -544,19 +589,16 @@ bool launch_split(const Context& context, LatentQueries q, const KvLayer& cache,
 template <KvFormat format, int kHeadTiles>
 void launch_format(const Context& context, LatentQueries q, const KvLayer& cache,
                    SplitBlocks blocks, int rows, Partials out) {
-#ifdef TILE64
-  constexpr int kStages = 2, kTile = format == KvFormat::kBF16 ? 32 : 64;
-#else
-  constexpr int kStages = format == KvFormat::kBF16    ? 2
-                          : format == KvFormat::kNvfp4 ? 4
-                                                       : 3,
-                kTile = 32;
-#endif
-  bool launched =
-      launch_split<format, kHeadTiles, kTile, kStages>(context, q, cache, blocks, rows, out);
-  if constexpr (format == KvFormat::kBF16) {  // cards of 99 KiB a block
-    launched =
-        launched || launch_split<format, kHeadTiles, 16, 3>(context, q, cache, blocks, rows, out);
+  // Small tiles for cards that have 99 KiB a block.
+  bool launched = false;
+  if constexpr (format == KvFormat::kBF16) {
+    launched = launch_split<format, kHeadTiles, 32, 2>(context, q, cache, blocks, rows, out) ||
+               launch_split<format, kHeadTiles, 16, 3>(context, q, cache, blocks, rows, out);
+  } else if constexpr (format == KvFormat::kNvfp4) {
+    launched = launch_split<format, kHeadTiles, 64, 2>(context, q, cache, blocks, rows, out);
+  } else {
+    launched = launch_split<format, kHeadTiles, 64, 2>(context, q, cache, blocks, rows, out) ||
+               launch_split<format, kHeadTiles, 32, 3>(context, q, cache, blocks, rows, out);
   }
   CHECK(launched, "a span of %d positions", blocks.most_span);
 }
