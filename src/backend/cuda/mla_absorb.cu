@@ -175,13 +175,13 @@ __device__ float2 join_row(const Partials& p, int64_t first, int splits, JoinSha
       float top = -INFINITY, all = 0;
       for (int s = lane; s < splits; s += kWarp) top = fmaxf(top, logs[s]);
       top = warp_max(top);
-      for (int s = lane; s < splits; s += kWarp) all += exp2f(logs[s] - top);
+      for (int s = lane; s < splits; s += kWarp) all += power_of_two(logs[s] - top);
       const float weight = 1.0f / warp_sum(all);
       float sum[16] = {};
 #pragma unroll
       for (int i = 0; i < kBlockSplits; ++i) {
         const int s = (round + slot) * kBlockSplits + i;
-        if (s < splits) add_split(raw[i], exp2f(logs[s] - top) * weight, sum);
+        if (s < splits) add_split(raw[i], power_of_two(logs[s] - top) * weight, sum);
       }
       float4* to = reinterpret_cast<float4*>(shared.blocks[slot]);
 #pragma unroll

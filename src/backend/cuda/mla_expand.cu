@@ -83,21 +83,37 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(LatentUp w, int64_t co
                                                 pack(v[4], v[5], bf16()), pack(v[6], v[7], bf16()));
 }
 
-// A thread has a pair of a query.
+// A block has a row.
 template <typename In>
 __global__ void __launch_bounds__(kThreads)
-    query_kernel(Matrix<In> q, int first_row, int rows, int heads, float scale, Rope rope,
-                 StepView step, uint32_t* out) {
+    query_kernel(Matrix<In> q, int first_row, int heads, float scale, Rope rope, StepView step,
+                 uint4* out) {
+  __shared__ float2 turns[kRope / 2];  // what (1, 0) becomes
+  const int row = blockIdx.x;
+  if (threadIdx.x < kRope / 2) {
+    turns[threadIdx.x] = rotate(rope, step.positions[first_row + row], threadIdx.x, 1.0f, 0.0f);
+  }
   wait_for_predecessor();
   let_successor_begin();
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const int row = int(i / (heads * kQuery / 2)), pair = int(i % (heads * kQuery / 2));
-  if (row >= rows) return;
-  const In* from = q.row(first_row + row) + 2 * pair;
-  float2 v = make_float2(to_float(from[0]), to_float(from[1]));
-  const int within = pair % (kQuery / 2) - kNope / 2;
-  if (within >= 0) v = rotate(rope, step.positions[first_row + row], within, v.x, v.y);
-  out[i] = pack(v.x * scale, v.y * scale, bf16());
+  __syncthreads();
+  const In* from = q.row(first_row + row);
+  for (int i = threadIdx.x; i < heads * (kQuery / 8); i += kThreads) {
+    float v[8];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) v[k] = to_float(from[8 * i + k]) * scale;
+    const int pair = (i % (kQuery / 8) * 8 - kNope) / 2;
+    if (pair >= 0) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float2 turn = turns[pair + k];
+        const float x = v[2 * k], y = v[2 * k + 1];
+        v[2 * k] = x * turn.x - y * turn.y, v[2 * k + 1] = x * turn.y + y * turn.x;
+      }
+    }
+    out[int64_t(row) * heads * (kQuery / 8) + i] =
+        make_uint4(pack(v[0], v[1], bf16()), pack(v[2], v[3], bf16()), pack(v[4], v[5], bf16()),
+                   pack(v[6], v[7], bf16()));
+  }
 }
 
 __device__ __forceinline__ bf16* piece_at(bf16* tile, int row, int piece) {
@@ -116,7 +132,7 @@ __device__ __forceinline__ void copy_tile(const bf16* from, int64_t stride, int 
 }
 
 // Blocks: x = 128 outputs, y = 128 positions.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     expand_kernel(const bf16* records, int count, const bf16* w, int outputs, LatentUp scales,
                   bf16* out) {
   extern __shared__ __align__(128) uint8_t memory[];
@@ -193,12 +209,10 @@ __global__ void __launch_bounds__(kThreads)
 void turn_queries(const Context& context, Tensor q, const MlaShape& shape, RowRange rows,
                   bf16* out) {
   const float scale = float(std::numbers::log2e / std::sqrt(double(shape.query_dim())));
-  const int64_t pairs = int64_t(rows.count) * shape.heads * kQuery / 2;
   with_activation(q.dtype, [&]<typename In>(In) {
-    launch(context, {.blocks = {blocks_for(pairs, kThreads)}, .threads = kThreads},
-           query_kernel<In>, Matrix<In>(q), rows.first, rows.count, shape.heads, scale,
-           rope_of(shape.rope_dim, shape.rope_theta), context.step,
-           reinterpret_cast<uint32_t*>(out));
+    launch(context, {.blocks = {unsigned(rows.count)}, .threads = kThreads}, query_kernel<In>,
+           Matrix<In>(q), rows.first, shape.heads, scale, rope_of(shape.rope_dim, shape.rope_theta),
+           context.step, reinterpret_cast<uint4*>(out));
   });
 }
 
@@ -232,9 +246,12 @@ void expand_records(const Context& context, const KvLayer& cache, const int32_t*
       decode(decode_kernel<KvFormat::kNvfp4>);
       break;
   }
+  if (expand_sm90(context, out.records, count, kv_b, unpacked, out.keys_values)) return;
   const int outputs = kv_b.heads * kUpRows;
   const size_t shared = 2 * kTileBytes * kStages;
   allow_shared(expand_kernel, shared);
+  CUDA_CHECK(cudaFuncSetAttribute(expand_kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared));
   launch(context,
          {.blocks = {blocks_for(outputs, kTile), blocks_for(count, kTile)},
           .threads = kThreads,

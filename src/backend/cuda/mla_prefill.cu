@@ -37,11 +37,7 @@ __device__ __forceinline__ void score(bf16* queries, bf16* keys, float (&s)[8][4
 __device__ __forceinline__ void add_values(const float (&s)[8][4], bf16* values,
                                            const float (&factors)[2], float (&out)[32][4]) {
   const int lane = threadIdx.x % kWarp;
-#pragma unroll
-  for (int n = 0; n < 32; ++n) {
-    out[n][0] *= factors[0], out[n][1] *= factors[0];
-    out[n][2] *= factors[1], out[n][3] *= factors[1];
-  }
+  rescale(factors, out);
 #pragma unroll
   for (int j = 0; j < kTile / 16; ++j) {
     const uint32_t a[4] = {pack(s[2 * j][0], s[2 * j][1], bf16()),
@@ -78,21 +74,22 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) slab_kernel(SlabTask task, M
   const auto value_place = [&](int row, int piece) { return piece_at(values, row, piece); };
   copy_queries<kThreads>(task, head, begin, kRows,
                          [&](int row, int piece) { return piece_at(queries, row, piece); });
-  copy_keys<kThreads>(task, head, 0, key_place);
+  const TileCopy<kThreads> tiles(task, head);
+  tiles.copy_keys(0, key_place);
   commit_copies();
 
   SlabRow rows(task, begin + warp * 16 + g, head);
   float o[32][4];
   rows.load(task, t, o);
   for (int first = 0; first < most; first += kTile) {
-    copy_values<kThreads>(task, head, first, value_place);
+    tiles.copy_values(first, value_place);
     commit_copies();
     wait_for_copies<1>();
     __syncthreads();
     float s[8][4], factors[2];
     score(queries, keys, s);
     __syncthreads();
-    if (first + kTile < most) copy_keys<kThreads>(task, head, first + kTile, key_place);
+    if (first + kTile < most) tiles.copy_keys(first + kTile, key_place);
     commit_copies();
     weigh(s, rows.limits(base, first), rows.tops, rows.sums, factors);
     wait_for_copies<1>();

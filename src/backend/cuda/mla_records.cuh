@@ -78,6 +78,13 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4],
   multiply_bf16(c, a, b);
 }
 
+// 2^x, to 2^-22 of it; 0 for -infinity.
+__device__ __forceinline__ float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 __device__ __forceinline__ uint32_t multiply_halves(uint32_t a, uint32_t b) {
   const __half2 product =
       __hmul2(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));

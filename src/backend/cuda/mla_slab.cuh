@@ -36,31 +36,63 @@ __device__ __forceinline__ void copy_queries(const SlabTask& task, int head, int
   }
 }
 
-template <int kThreads, typename Place>
-__device__ __forceinline__ void copy_keys(const SlabTask& task, int head, int first, Place place) {
-#pragma unroll
-  for (int i = threadIdx.x; i < kTile * kPieces; i += kThreads) {
-    const int row = i / kPieces, piece = i % kPieces, position = first + row;
-    const bool valid = position < task.range.count;
-    const int64_t from = valid ? position : 0;
-    const bf16* at = piece < kNopePieces
-                         ? task.slab.keys_values + (from * task.heads + head) * kUpRows + piece * 8
-                         : task.slab.records + from * kRecord + kLatent + (piece - kNopePieces) * 8;
-    copy_async_16(place(row, piece), at, valid);
-  }
-}
+// What a thread copies of a tile: one piece of every kRowStep-th row. Rows past the slab's last are
+// given that one: they are masked, not missing.
+template <int kThreads>
+struct TileCopy {
+  static constexpr int kRowStep = kThreads / kPieces, kEach = kTile / kRowStep;
+  static_assert(kThreads % kPieces == 0 && kRowStep % 4 == 0);
+  const bf16 *keys, *values;  // of position `row`
+  uint32_t key_stride, value_stride;
+  int row, piece, count;
 
-template <int kThreads, typename Place>
-__device__ __forceinline__ void copy_values(const SlabTask& task, int head, int first,
-                                            Place place) {
+  __device__ __forceinline__ TileCopy(const SlabTask& task, int head)
+      : row(threadIdx.x / kPieces), piece(threadIdx.x % kPieces), count(task.range.count) {
+    value_stride = task.heads * kUpRows;
+    const bf16* first = task.slab.keys_values + head * kUpRows + piece * 8;
+    values = first + kNope + row * value_stride;
+    const bool is_rope = piece >= kNopePieces;
+    key_stride = is_rope ? kRecord : value_stride;
+    keys = (is_rope ? task.slab.records + kLatent + (piece - kNopePieces) * 8 : first) +
+           row * key_stride;
+  }
+
+  // place(row, piece): where a piece goes in shared memory.
+  template <typename Place>
+  __device__ __forceinline__ void copy(const bf16* from, uint32_t stride, int first,
+                                       Place place) const {
+    if (first + kTile <= count) {
+      const bf16* at = from + uint64_t(first) * stride;
 #pragma unroll
-  for (int i = threadIdx.x; i < kTile * kPieces; i += kThreads) {
-    const int row = i / kPieces, piece = i % kPieces, position = first + row;
-    const bool valid = position < task.range.count;
-    const int64_t from = valid ? position : 0;
-    copy_async_16(place(row, piece),
-                  task.slab.keys_values + (from * task.heads + head) * kUpRows + kNope + piece * 8,
-                  valid);
+      for (int i = 0; i < kEach; ++i) {
+        copy_async_16(place(i * kRowStep + row, piece), at);
+        at += kRowStep * stride;
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kEach; ++i) {
+        const int position = min(first + i * kRowStep + row, count - 1);
+        copy_async_16(place(i * kRowStep + row, piece),
+                      from + int64_t(position - row) * int64_t(stride));
+      }
+    }
+  }
+  template <typename Place>
+  __device__ __forceinline__ void copy_keys(int first, Place place) const {
+    copy(keys, key_stride, first, place);
+  }
+  template <typename Place>
+  __device__ __forceinline__ void copy_values(int first, Place place) const {
+    copy(values, value_stride, first, place);
+  }
+};
+
+// o *= factors, which mostly are 1.
+__device__ __forceinline__ void rescale(const float (&factors)[2], float (&o)[32][4]) {
+  if (!__any_sync(0xffffffffu, factors[0] != 1.0f || factors[1] != 1.0f)) return;
+#pragma unroll
+  for (int n = 0; n < 32; ++n) {
+    o[n][0] *= factors[0], o[n][1] *= factors[0], o[n][2] *= factors[1], o[n][3] *= factors[1];
   }
 }
 
@@ -84,14 +116,14 @@ __device__ __forceinline__ void weigh(float (&s)[8][4], int2 limits, float (&top
     for (int n = 0; n < 8; ++n) top = fmaxf(top, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-    factors[r] = exp2f(tops[r] - top);
+    factors[r] = power_of_two(tops[r] - top);
     tops[r] = top;
     float sum = 0;
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        s[n][2 * r + i] = exp2f(s[n][2 * r + i] - top);
+        s[n][2 * r + i] = power_of_two(s[n][2 * r + i] - top);
         sum += s[n][2 * r + i];
       }
     }

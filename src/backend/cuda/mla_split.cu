@@ -348,12 +348,12 @@ struct Kernel {
     }
 #pragma unroll
     for (int i = 0; i < kHeadTiles; ++i) {
-      factor[i] = exp2f(tops[i] - top[i]);
+      factor[i] = power_of_two(tops[i] - top[i]);
       tops[i] = top[i];
       sum[i] = 0;
 #pragma unroll
       for (int k = 0; k < kEach; ++k) {
-        value[i][k] = exp2f(value[i][k] - top[i]);
+        value[i][k] = power_of_two(value[i][k] - top[i]);
         sum[i] += value[i][k];
       }
     }
@@ -403,7 +403,7 @@ struct Kernel {
         }
       }
     }
-#pragma unroll
+#pragma unroll(format == KvFormat::kBF16 ? 1 : kRowTiles)  // wide values leave no registers
     for (int step = 0; step < kRowTiles; ++step) {
       uint32_t a[4][4];
       T::across(tile, step * 16 + t, warp, g, a);
@@ -552,10 +552,10 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     float new_top = top;
     for (int i = 0; i < count; ++i) new_top = fmaxf(new_top, scores[i]);
-    const float factor = exp2f(top - new_top);
+    const float factor = power_of_two(top - new_top);
     top = new_top, sum *= factor, value[0] *= factor, value[1] *= factor;
     for (int i = 0; i < count; ++i) {
-      const float p = exp2f(scores[i] - top);
+      const float p = power_of_two(scores[i] - top);
       sum += p;
       value[0] += p * record(first + i)[threadIdx.x];
       value[1] += p * record(first + i)[threadIdx.x + kThreads];
@@ -616,7 +616,9 @@ void attend_splits(const Context& context, LatentQueries q, const MlaShape& shap
                            .first_row = rows.first,
                            .most_span = split_span(context.step.length_bound)};
   const auto run = [&]<KvFormat format>() {
-    if (shape.heads <= 8) {
+    // Few blocks: a third of the heads each, which takes less time and gives the same bits.
+    const bool few = rows.count * out.max_splits <= context.device.num_processors / 2;
+    if (shape.heads <= 8 || few) {
       launch_format<format, 1>(context, q, cache, blocks, rows.count, out);
     } else {
       launch_format<format, 3>(context, q, cache, blocks, rows.count, out);

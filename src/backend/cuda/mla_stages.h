@@ -70,6 +70,9 @@ void unpack_up(const Context& context, const LatentUp& kv_b, bf16* out);
 // `pages`: the segment's page table on the card; `unpacked`: kv_b in BF16.
 void expand_records(const Context& context, const KvLayer& cache, const int32_t* pages, int first,
                     int count, const LatentUp& kv_b, const bf16* unpacked, Expanded out);
+// The product of expand_records; false where the card or the build has no such kernel.
+bool expand_sm90(const Context& context, const bf16* records, int count, const LatentUp& kv_b,
+                 const bf16* unpacked, bf16* out);
 // `count` positions from `first` on, for rows of a segment whose first has position `context`. A
 // row that attends to later slabs is left in the carry, others go to `out`.
 struct SlabRange {
