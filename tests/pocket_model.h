@@ -16,6 +16,12 @@
 namespace nibble {
 
 inline const std::string kPocketFolder = NIBBLE_SOURCE_DIR "/models/pocket";
+inline const std::string kModeloptFolder = NIBBLE_SOURCE_DIR "/models/pocket-modelopt";
+
+// Whether this machine has the device, by the names of create_backend().
+inline bool is_here(const std::string& device) {
+  return !device.starts_with("cuda") || has_cuda_device();
+}
 
 struct PocketModel {
   explicit PocketModel(const std::string& device, const std::string& folder = kPocketFolder)
@@ -49,6 +55,9 @@ struct PocketModel {
 struct Golden {
   std::string family;
   std::vector<int32_t> input_ids, greedy_ids;
+  // Of a quantized model: "w4a16" or "w4a4", and the best minus the second logit of each step.
+  std::string arithmetic{};
+  std::vector<float> gap{};
 };
 
 inline std::vector<Golden> load_goldens(const std::string& folder = kPocketFolder) {
@@ -57,7 +66,9 @@ inline std::vector<Golden> load_goldens(const std::string& folder = kPocketFolde
   for (const auto& item : nlohmann::json::parse(file)) {
     goldens.push_back({.family = item["family"],
                        .input_ids = item["input_ids"],
-                       .greedy_ids = item["greedy_ids"]});
+                       .greedy_ids = item["greedy_ids"],
+                       .arithmetic = item.value("arithmetic", ""),
+                       .gap = item.value("gap", std::vector<float>())});
   }
   return goldens;
 }

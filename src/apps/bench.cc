@@ -1,11 +1,13 @@
-// nibble bench: speed of the engine, beside what the machine itself can do in the same run. Prompts
-// are random ids, answers go on past stop ids, so that only the work counts.
+// nibble bench: speed of the model at context frontiers and of the engine under load, beside what
+// the machine itself can do in the same run. Prompts are random ids, answers go on past stop ids,
+// so that only the work counts.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <random>
 
+#include "apps/bench_model.h"
 #include "apps/model_files.h"
 #include "apps/runtime.h"
 #include "apps/subcommands.h"
@@ -22,23 +24,22 @@ struct Row {
   int prompt = 0;             // tokens of each stream
   int output = 0;             // tokens of each stream
   bool reads_prompt = false;  // counts the tokens of the prompts, too
-  bool one_by_one = false;    // each step reads the weights for one token: bandwidth is the limit
 };
 
 const Row kRows[] = {
-    {.name = "decode, 1 stream of 128",
-     .streams = 1,
-     .prompt = 1,
-     .output = 128,
-     .one_by_one = true},
-    {.name = "16 streams of 128 + 64, in all",
+    {.name = "stream of 128 from empty", .streams = 1, .prompt = 1, .output = 128},
+    {.name = "streams of 128 + 64, 16 at once, in all",
      .streams = 16,
      .prompt = 128,
      .output = 64,
      .reads_prompt = true},
-    {.name = "prefill, 16 x 128", .streams = 16, .prompt = 128, .output = 1, .reads_prompt = true},
-    {.name = "prefill, 1 x 512", .streams = 1, .prompt = 512, .output = 1, .reads_prompt = true},
-    {.name = "prefill, 1 x 2048", .streams = 1, .prompt = 2048, .output = 1, .reads_prompt = true},
+    {.name = "prompts of 128, 16 at once",
+     .streams = 16,
+     .prompt = 128,
+     .output = 1,
+     .reads_prompt = true},
+    {.name = "prompt of 512", .streams = 1, .prompt = 512, .output = 1, .reads_prompt = true},
+    {.name = "prompt of 2048", .streams = 1, .prompt = 2048, .output = 1, .reads_prompt = true},
 };
 
 // Seconds from the first step to the last token.
@@ -59,92 +60,135 @@ double run_row(Engine& engine, const Row& row, int vocab, std::mt19937& random) 
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-struct Result {
-  Row row;
-  double tokens_per_second = 0;
-  double bandwidth_share = 0;  // of the read bandwidth, weights only; 0: does not apply
-  double compute_share = 0;    // of the multiply-add peak
-};
-
-// Weights once a step and the products of every row: what the row could not do without.
-Result result_of(const Row& row, double seconds, const GlmCost& cost, const MachineLimits& limits) {
-  const double rows = double(row.streams) * (row.prompt + row.output - 1);
-  const double heads = double(row.streams) * row.output;
-  double cached = 0;
-  for (int position = 0; position < row.prompt + row.output - 1; ++position) cached += position + 1;
-  const double flops = rows * cost.flops_per_token + heads * cost.head_flops +
-                       row.streams * cached * cost.flops_per_cached_token;
-  Result result{.row = row};
+double tokens_per_second(const Row& row, double seconds) {
   // The first output token comes with the prompt.
-  const double tokens =
-      double(row.streams) * (row.reads_prompt ? row.prompt + row.output - 1 : row.output);
-  result.tokens_per_second = tokens / seconds;
-  if (limits.flops_per_second > 0) {
-    result.compute_share = flops / seconds / limits.flops_per_second;
-  }
-  if (row.one_by_one && limits.read_bytes_per_second > 0) {
-    result.bandwidth_share =
-        cost.bytes_per_token * row.output / seconds / limits.read_bytes_per_second;
-  }
-  return result;
+  const int tokens = row.reads_prompt ? row.prompt + row.output - 1 : row.output;
+  return double(row.streams) * tokens / seconds;
 }
 
 std::string percent(double share) {
   return share == 0 ? "-" : format_number(100 * share, 0) + " %";
 }
 
-void print_results(const std::vector<Result>& results) {
-  std::vector<std::vector<std::string>> rows = {
-      {"", "tokens/s", "of read bandwidth", "of multiply-add peak"}};
-  for (const Result& r : results) {
-    rows.push_back({r.row.name, format_number(r.tokens_per_second, 0), percent(r.bandwidth_share),
-                    percent(r.compute_share)});
+// What is printed, and the same as lines of the CSV file.
+class Results {
+ public:
+  void start_table(std::vector<std::string> header) { rows_ = {std::move(header)}; }
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  void print_table() const {
+    if (rows_.size() > 1) std::printf("%s\n", table(rows_).c_str());
+    std::fflush(stdout);
   }
-  std::printf("%s", table(rows).c_str());
+
+  void add_line(const std::string& name, int context, int batch, double tokens_per_second,
+                double bytes_per_second, double share) {
+    csv_ += '"' + name + "\"," + std::to_string(context) + ',' + std::to_string(batch) + ',' +
+            format_number(tokens_per_second, 2) + ',' + format_number(bytes_per_second, 0) + ',' +
+            format_number(share, 4) + "\n";
+  }
+  void write_csv(const std::string& path) const {
+    std::ofstream file(path);
+    file << "name,context,batch,tokens_per_second,bytes_per_second,share_of_limit\n" << csv_;
+    if (!file.flush()) throw Error("--csv " + path + ": cannot be written");
+  }
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+  std::string csv_;
+};
+
+std::vector<int> token_counts(const std::string& flag, const std::vector<std::string>& texts) {
+  std::vector<int> counts;
+  for (const std::string& text : texts) {
+    counts.push_back(text == "0" ? 0 : parse_token_count(flag, text));
+  }
+  return counts;
 }
 
-void write_csv(const std::string& path, const std::vector<Result>& results) {
-  std::ofstream file(path);
-  file << "name,streams,prompt,output,tokens_per_second,bandwidth_share,compute_share\n";
-  for (const Result& r : results) {
-    file << '"' << r.row.name << "\"," << r.row.streams << ',' << r.row.prompt << ','
-         << r.row.output << ',' << r.tokens_per_second << ',' << r.bandwidth_share << ','
-         << r.compute_share << "\n";
+void bench_decode(ModelBench& model, const BenchOptions& options, Results& results) {
+  results.start_table(
+      {"decode", "batch", "tokens/s", "GB/s", "of read bandwidth", "experts a layer"});
+  ProgressLine progress;
+  for (const int context : token_counts("--contexts", options.contexts)) {
+    for (const int batch : options.batches) {
+      const std::string name = "context " + std::to_string(context);
+      progress.show("decode, " + name + ", batch " + std::to_string(batch) + " ...");
+      const auto speed = model.decode({context, batch}, options.repetitions);
+      if (!speed) continue;
+      results.add({name, std::to_string(batch), format_number(speed->tokens_per_second, 1),
+                   format_number(speed->bytes_per_second / 1e9, 1), percent(speed->bandwidth_share),
+                   format_number(speed->experts_of_a_layer, 1)});
+      results.add_line("decode", context, batch, speed->tokens_per_second, speed->bytes_per_second,
+                       speed->bandwidth_share);
+    }
   }
-  if (!file.flush()) throw Error("--csv " + path + ": cannot be written");
+  progress.show("");
+  results.print_table();
+}
+
+void bench_prefill(ModelBench& model, const BenchOptions& options, Results& results) {
+  results.start_table({"prefill", "tokens/s", "TFLOP/s", "of multiply-add peak"});
+  ProgressLine progress;
+  for (const int prompt : token_counts("--prompts", options.prompts)) {
+    const std::string name = "prompt of " + std::to_string(prompt);
+    progress.show("prefill, " + name + " ...");
+    const auto speed = prompt > 0 ? model.prefill(prompt, options.repetitions) : std::nullopt;
+    if (!speed) continue;
+    results.add({name, format_number(speed->tokens_per_second, 0),
+                 format_number(speed->flops_per_second / 1e12, 3), percent(speed->compute_share)});
+    results.add_line("prefill", prompt, 1, speed->tokens_per_second, 0, speed->compute_share);
+  }
+  progress.show("");
+  results.print_table();
+}
+
+void bench_engine(Runtime& runtime, const BenchOptions& options, Results& results) {
+  results.start_table({"through the engine", "tokens/s"});
+  std::mt19937 random(1);
+  ProgressLine progress;
+  for (const Row& row : kRows) {
+    if (row.prompt + row.output > runtime.engine->options().max_model_len) continue;
+    progress.show(row.name + " ...");
+    std::vector<double> seconds;
+    for (int i = 0; i < options.repetitions + 1; ++i) {  // the first warms up
+      const double time = run_row(*runtime.engine, row, runtime.config.vocab, random);
+      if (i > 0) seconds.push_back(time);
+    }
+    std::sort(seconds.begin(), seconds.end());
+    const double speed = tokens_per_second(row, seconds[seconds.size() / 2]);
+    results.add({row.name, format_number(speed, 1)});
+    results.add_line(row.name, row.prompt, row.streams, speed, 0, 0);
+  }
+  progress.show("");
+  results.print_table();
 }
 
 }  // namespace
 
 int bench(const BenchOptions& options) {
-  ModelOptions model = options.model;
-  model.max_num_seqs = std::max(model.max_num_seqs, 16);
-  Runtime runtime(find_model(model.model), model);
+  ModelOptions options_of_model = options.model;
+  for (const int batch : options.batches) {
+    options_of_model.max_num_seqs = std::max(options_of_model.max_num_seqs, batch);
+  }
+  Runtime runtime(find_model(options.model.model), options_of_model);
   const GlmCost cost = cost_of(runtime.config, runtime.weights);
-  std::printf("%s on %s\n", model_name(model.model).c_str(),
+  std::printf("%s on %s\n", model_name(options.model.model).c_str(),
               runtime.backend->description().c_str());
   const MachineLimits limits = runtime.backend->measure_limits();
   std::printf(
-      "read bandwidth %.1f GB/s, multiply-add peak %.0f GFLOP/s; a token reads %.1f MB of "
+      "read bandwidth %.1f GB/s, multiply-add peak %.2f TFLOP/s; a token reads %.1f MB of "
       "weights\n\n",
-      limits.read_bytes_per_second / 1e9, limits.flops_per_second / 1e9,
+      limits.read_bytes_per_second / 1e9, limits.flops_per_second / 1e12,
       cost.bytes_per_token / 1e6);
 
-  std::mt19937 random(1);
-  std::vector<Result> results;
-  ProgressLine progress;
-  for (const Row& row : kRows) {
-    if (row.prompt + row.output > runtime.engine->options().max_model_len) continue;
-    progress.show(row.name + " ...");
-    double best = run_row(*runtime.engine, row, runtime.config.vocab, random);  // warms up, too
-    for (int i = 1; i < options.repetitions + 1; ++i) {
-      best = std::min(best, run_row(*runtime.engine, row, runtime.config.vocab, random));
-    }
-    results.push_back(result_of(row, best, cost, limits));
+  Results results;
+  {
+    ModelBench model(runtime, cost, limits);
+    bench_decode(model, options, results);
+    bench_prefill(model, options, results);
   }
-  progress.show("");
-  print_results(results);
-  if (!options.csv.empty()) write_csv(options.csv, results);
+  if (!options.skip_engine) bench_engine(runtime, options, results);
+  if (!options.csv.empty()) results.write_csv(options.csv);
   return 0;
 }
 

@@ -3,13 +3,44 @@
 namespace nibble {
 namespace {
 
+void add_memory_flags(CLI::Option_group& group, ModelOptions& o) {
+  group.add_option("--block-size", o.block_size, "tokens of a page of the cache")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N");
+  group
+      .add_option("--num-gpu-blocks-override", o.num_gpu_blocks_override,
+                  "pages of the cache (default: by memory)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 31))
+      ->type_name("N");
+  group
+      .add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
+                  "memory of the cache (default: what a card has left; on a CPU up to 4 GiB)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 50))
+      ->type_name("BYTES");
+  group
+      .add_option("--gpu-memory-utilization", o.gpu_memory_utilization,
+                  "share of a card's memory to take in all")
+      ->capture_default_str()
+      ->check(CLI::Range(0.01, 1.0))
+      ->type_name("SHARE");
+  group
+      .add_option("--gpu-memory-limit", o.gpu_memory_limit,
+                  "take no more of a card in all than this, such as 16303MiB or 15.5GiB")
+      ->type_name("SIZE");
+  group.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.prefix_caching,
+                 "keep and share the cache of common beginnings (default: on)");
+}
+
 void add_model_flags(CLI::App& app, ModelOptions& o) {
   app.add_option("model", o.model,
                  "folder with config.json, tokenizer.json and *.safetensors (default: the pocket "
                  "model that comes with nibble)")
       ->type_name("MODEL");
   auto* group = app.add_option_group("model and machine");
-  group->add_option("--device", o.device, "auto or cpu; reference: plain loops, for tests")
+  group
+      ->add_option("--device", o.device,
+                   "auto: a GPU if there is one; cpu, cuda, cuda:N; reference (for tests)")
       ->capture_default_str()
       ->type_name("NAME");
   group->add_option("--threads", o.threads, "CPU threads (default: physical cores)")
@@ -26,7 +57,11 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
                    "with --load-format dummy: the first N layers only")
       ->check(CLI::Range(1, 1000))
       ->type_name("N");
-  group->add_option("--dtype", o.dtype, "auto or bfloat16")->type_name("NAME");
+  group
+      ->add_option("--dtype", o.dtype,
+                   "auto or bfloat16; float32: products, activations and cache in FP32 (slow, for "
+                   "measuring)")
+      ->type_name("NAME");
   group
       ->add_option("--quantization,-q", o.quantization,
                    "must agree with the checkpoint, which decides")
@@ -47,22 +82,7 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20))
       ->type_name("N");
-  group->add_option("--block-size", o.block_size, "tokens of a page of the cache")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N");
-  group
-      ->add_option("--num-gpu-blocks-override", o.num_gpu_blocks_override,
-                   "pages of the cache (default: by memory)")
-      ->check(CLI::Range(int64_t(1), int64_t(1) << 31))
-      ->type_name("N");
-  group
-      ->add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
-                   "memory of the cache (default: up to 4 GiB)")
-      ->check(CLI::Range(int64_t(1), int64_t(1) << 50))
-      ->type_name("BYTES");
-  group->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.prefix_caching,
-                  "keep and share the cache of common beginnings (default: on)");
+  add_memory_flags(*group, o);
   group->add_option("--max-logprobs", o.max_logprobs, "most top_logprobs a request may ask for")
       ->capture_default_str()
       ->check(CLI::Range(0, 1000))
@@ -159,8 +179,23 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
   add_model_flags(app, o.model);
   auto* group = app.add_option_group("evaluation");
   group
+      ->add_option("--perplexity", o.perplexity,
+                   "a text, read in chunks of 512 tokens: how likely it is")
+      ->type_name("FILE.txt");
+  group
+      ->add_option("--chat", o.chat,
+                   "conversations as token ids with the spans that count, one JSON object a line")
+      ->type_name("FILE.jsonl");
+  group
+      ->add_option("--base", o.base,
+                   "the model that MODEL was made from: KL divergence and top-1 agreement")
+      ->type_name("MODEL");
+  group->add_option("--compare", o.compare, "a second model, side by side with differences")
+      ->type_name("MODEL");
+  group
       ->add_option("--tasks", o.tasks,
-                   "problems with answers, one JSON object a line (default: the pocket model's)")
+                   "problems with answers, one JSON object a line (default, without a text: the "
+                   "pocket model's)")
       ->type_name("FILE.jsonl");
   group->add_option("--problems", o.problems, "problems of each family (default: all)")
       ->check(CLI::Range(1, 1 << 20))
@@ -168,18 +203,99 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
   group->add_option("--families", o.families, "families to run (default: all)")
       ->delimiter(',')
       ->type_name("NAME,...");
-  group->add_option("--json", o.json, "write the result, with a bit for each problem")
+  group->add_option("--json", o.json, "write the results, with a bit for each problem")
       ->type_name("FILE");
+}
+
+void add_plan_flags(CLI::App& app, PlanOptions& o) {
+  add_model_flags(app, o.model);
+  app.add_option_group("plan")
+      ->add_option("--gpu-memory", o.gpu_memory,
+                   "memory of the card, such as 16303MiB (default: of the card that is here)")
+      ->type_name("SIZE");
 }
 
 void add_bench_flags(CLI::App& app, BenchOptions& o) {
   add_model_flags(app, o.model);
   auto* group = app.add_option_group("bench");
-  group->add_option("--repetitions", o.repetitions, "runs of each row; the best counts")
+  group
+      ->add_option("--contexts", o.contexts,
+                   "tokens in the cache before decoding; those that do not fit are left out")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->type_name("N,...");
+  group->add_option("--batches", o.batches, "sequences that decode at once")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536))
+      ->type_name("N,...");
+  group->add_option("--prompts", o.prompts, "tokens of prompts to prefill")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->type_name("N,...");
+  group->add_flag("--skip-engine", o.skip_engine,
+                  "leave out the rows that go through scheduler and engine");
+  group->add_option("--repetitions", o.repetitions, "runs of each row; the median counts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000))
       ->type_name("N");
   group->add_option("--csv", o.csv, "write the table")->type_name("FILE");
+}
+
+void add_quantize_flags(CLI::App& app, QuantizeFlags& f) {
+  QuantizeOptions& o = f.quantize;
+  app.add_option("source", o.source, "folder of the BF16 checkpoint")->required()->type_name("SRC");
+  app.add_option("target", o.target, "folder to make")->required()->type_name("DST");
+  app.add_option("--recipe", o.recipe, "best, awq-lite or rtn (needs no calibration)")
+      ->capture_default_str()
+      ->type_name("NAME");
+  auto* group = app.add_option_group("calibration");
+  group
+      ->add_option("--calibration", f.calibration,
+                   "conversations, one JSON object with messages a line (default: the file beside "
+                   "the pocket model)")
+      ->type_name("FILE.jsonl");
+  group->add_option("--samples", f.samples, "conversations to use")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("N");
+  group->add_option("--max-length", f.max_length, "tokens of a conversation; the rest is cut off")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1 << 20))
+      ->type_name("N");
+  group->add_flag("--strict", f.strict,
+                  "refuse lines that cannot be read instead of leaving them out");
+
+  group = app.add_option_group("what is stored how");
+  group
+      ->add_option("--exclude", o.exclude,
+                   "linears that stay as they are, such as '*.self_attn.*'; may be repeated")
+      ->type_name("PATTERN");
+  group->add_option("--fp8", o.fp8, "linears in FP8 instead; may be repeated")
+      ->type_name("PATTERN");
+  group->add_option("--lm-head", o.lm_head, "bf16, fp8 or nvfp4")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group->add_option("--embed", o.embed, "bf16 or nvfp4")->capture_default_str()->type_name("NAME");
+  group->add_option("--format", o.format, "modelopt or compressed-tensors")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group
+      ->add_option("--kv-cache-dtype", o.kv_cache_dtype,
+                   "auto or fp8: what the checkpoint asks of engines")
+      ->capture_default_str()
+      ->type_name("NAME");
+
+  group = app.add_option_group("run");
+  group->add_option("--spill", o.spill, "folder for activations (default: memory)")
+      ->type_name("DIR");
+  group->add_flag("--resume", o.resume, "go on with a run that was stopped");
+  group->add_option("--device", f.device, "auto or cpu; reference: plain loops, for tests")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group->add_option("--threads", f.threads, "CPU threads (default: physical cores)")
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N");
 }
 
 }  // namespace nibble

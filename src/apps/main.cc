@@ -17,7 +17,9 @@ struct Options {
   ServeOptions serve{};
   ChatOptions chat{};
   EvalOptions eval{};
+  PlanOptions plan{};
   BenchOptions bench{};
+  QuantizeFlags quantize{};
 };
 
 // A flag given twice counts as given last, as in vLLM: command lines can be added to.
@@ -39,6 +41,10 @@ void add_subcommands(CLI::App& app, Options& options) {
                  options.eval);
   add_bench_flags(*app.add_subcommand("bench", "measure speed beside the machine's own limits"),
                   options.bench);
+  add_plan_flags(*app.add_subcommand("plan", "say what fits on a card, before loading"),
+                 options.plan);
+  add_quantize_flags(*app.add_subcommand("quantize", "make an NVFP4 checkpoint of a BF16 one"),
+                     options.quantize);
   app.add_subcommand("version", "print version and device");
   let_the_last_win(app);
 }
@@ -53,6 +59,8 @@ int run(const CLI::App& app, Options& options) {
   if (app.got_subcommand("chat")) return chat(options.chat);
   if (app.got_subcommand("eval")) return eval(options.eval);
   if (app.got_subcommand("bench")) return bench(options.bench);
+  if (app.got_subcommand("plan")) return plan(options.plan);
+  if (app.got_subcommand("quantize")) return quantize(options.quantize);
   return version();
 }
 

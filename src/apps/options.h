@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "compress/recipe.h"
+
 namespace nibble {
 
 // Which model, on what, with which limits.
@@ -23,11 +25,14 @@ struct ModelOptions {
   int max_num_seqs = 256;
   int max_num_batched_tokens = 2048;
   int block_size = 16;
-  int64_t num_gpu_blocks_override = 0;  // pages of the cache; 0: by memory
-  int64_t kv_cache_memory_bytes = 0;    // 0: up to a share of the machine's memory
+  int64_t num_gpu_blocks_override = 0;   // pages of the cache; 0: by memory
+  int64_t kv_cache_memory_bytes = 0;     // 0: what is left of the card's, a share of the host's
+  double gpu_memory_utilization = 0.92;  // of the card's memory, all that is taken
+  std::string gpu_memory_limit{};        // such as 16303MiB: as if the card had no more
   bool prefix_caching = true;
   int max_logprobs = 20;
   uint64_t seed = 0;
+  bool full_logits = false;  // every logit as exact as the largest
 };
 
 struct ServeOptions {
@@ -61,15 +66,39 @@ struct ChatOptions {
 
 struct EvalOptions {
   ModelOptions model{};
-  std::string tasks{};  // a .jsonl file
-  int problems = 0;     // of each family; 0: all
+  std::string perplexity{};  // a text file
+  std::string chat{};        // a .jsonl file
+  std::string tasks{};       // a .jsonl file
+  std::string base{};        // a model whose predictions are the truth
+  std::string compare{};     // a model to show beside the first
+  int problems = 0;          // of each family; 0: all
   std::vector<std::string> families{};
   std::string json{};  // where to write the result
 };
 
+struct QuantizeFlags {
+  QuantizeOptions quantize{};
+  std::string device = "auto";
+  int threads = 0;            // 0: physical cores
+  std::string calibration{};  // a .jsonl file of conversations; empty: the pocket model's
+  int samples = 512;
+  int max_length = 2048;  // tokens of a sample; the rest is cut off
+  bool strict = false;    // refuse lines that cannot be read instead of leaving them out
+  bool dry_run = false;
+};
+
+struct PlanOptions {
+  ModelOptions model{};
+  std::string gpu_memory{};  // such as 16303MiB; empty: of the card that is here
+};
+
 struct BenchOptions {
   ModelOptions model{};
-  int repetitions = 5;
+  std::vector<std::string> contexts = {"0", "1K", "8K", "32K", "128K"};  // tokens before decoding
+  std::vector<int> batches = {1, 8, 64};                                 // sequences that decode
+  std::vector<std::string> prompts = {"512", "2K", "8K", "32K"};         // tokens of prefill
+  bool skip_engine = false;
+  int repetitions = 3;
   std::string csv{};
 };
 

@@ -9,6 +9,8 @@ int serve(const ServeOptions& options);
 int chat(const ChatOptions& options);
 int eval(const EvalOptions& options);
 int bench(const BenchOptions& options);
+int quantize(const QuantizeFlags& flags);
+int plan(const PlanOptions& options);
 int version();
 
 }  // namespace nibble

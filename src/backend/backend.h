@@ -22,6 +22,7 @@
 
 #include "backend/batch.h"
 #include "backend/kv_cache.h"
+#include "base/memory_state.h"
 #include "base/tensor.h"
 #include "quant/weight.h"
 
@@ -64,6 +65,11 @@ struct MachineLimits {
   double flops_per_second = 0;       // multiply-adds from registers, two operations each
 };
 
+// Of Use::kHead: half a step of INT8 with a scale a row, the scale rounded to BF16 if need be; and
+// the most elements of a row that are computed again.
+inline constexpr double kHeadStep = 0.5 / 127 * (1 + 0x1p-7);
+inline constexpr int kHeadCandidates = 256;
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -73,10 +79,17 @@ class Backend {
   // Measured at the call, which takes a second or two.
   virtual MachineLimits measure_limits() = 0;
   virtual DType activation_dtype() const { return DType::kF32; }
-  // kBF16: linear, experts and kv_b's products round their inputs to BF16 first. Never route.
-  virtual DType product_input_dtype() const { return DType::kF32; }
+  // To what linear, experts and kv_b's products with a weight of this format round their inputs:
+  // kBF16; kI16: integers with a scale a row, its largest magnitude / 32767; kF32: not at all.
+  // kv_b's keys may be multiplied by the block scales first, and have an integer scale per 16
+  // columns of the latent.
+  virtual DType product_input_dtype(Format) const { return DType::kF32; }
 
   // Memory ----------------------------------------------------------------------------------------
+  // Of the machine that it computes on: the host's, or the card's.
+  virtual MemoryState memory() const { return host_memory(); }
+  // Whether it has memory of its own, which is shared out at start.
+  virtual bool is_card() const { return false; }
   // Zeroed, aligned to 256 bytes.
   virtual void* allocate(size_t bytes) = 0;
   virtual void free(void* memory) = 0;
@@ -105,6 +118,10 @@ class Backend {
 
   // Matrices --------------------------------------------------------------------------------------
   // out = x w^T, or out += x w^T                        x [T, K], w [N, K], out [T, N] with stride
+  // Use::kHead, never with accumulate: in each row of `out`, every element that can be the row's
+  // largest is exact as any linear's; so a greedy choice is too. Any other may have the error of
+  // INT8 weights: kHeadStep * max_k |w[n, k]| * sum_k |x[k]|. Where more than kHeadCandidates could
+  // be the largest, the whole row is exact.
   virtual void linear(Tensor x, const Weight& w, Tensor out, bool accumulate = false) = 0;
   // out = silu(gate_up[:, :n]) * gate_up[:, n:]                    gate_up [T, 2n], out [T, n]
   virtual void silu_mul(Tensor gate_up, Tensor out) = 0;

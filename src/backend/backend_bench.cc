@@ -18,27 +18,28 @@ void count(State& state, double bytes, double flops) {
   state.counters["FLOP/s"] = Counter(flops, Counter::kIsIterationInvariantRate);
 }
 
-const char* format_name(Format format) {
-  return format == Format::kF32 ? "f32" : format == Format::kBF16 ? "bf16" : "nvfp4";
+std::string format_name(Format format, bool input_scales) {
+  constexpr const char* kNames[] = {"f32", "bf16", "nvfp4", "fp8", "int4"};
+  return std::string(kNames[size_t(format)]) + (input_scales ? "+input_scales" : "");
 }
 
 void linear(State& state, Backend& backend, const LinearCase& c) {
   std::mt19937 random(1);
-  const Weight w =
-      backend.upload(random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random));
+  const Weight w = backend.upload(
+      random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random, c.input_scales));
   DeviceMatrix x(backend, c.rows, c.inputs, random_floats(c.rows * c.inputs, random));
   DeviceMatrix out(backend, c.rows, c.outputs);
   for (auto _ : state) backend.linear(x.tensor(), w, out.tensor(), c.accumulate);
-  count(state, double(storage_bytes(c.format, c.outputs, c.inputs)),
-        2.0 * double(c.rows * c.outputs * c.inputs));
+  count(state, double(storage_bytes(w)), 2.0 * double(c.rows * c.outputs * c.inputs));
 }
 
 void experts(State& state, Backend& backend, const ExpertsCase& c) {
   std::mt19937 random(1);
-  const Weight gate_up = backend.upload(random_weight(
-      "gate_up", Use::kExperts, c.format, c.num_experts, 2 * c.width, c.hidden, random));
-  const Weight down = backend.upload(
-      random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden, c.width, random));
+  const Weight gate_up =
+      backend.upload(random_weight("gate_up", Use::kExperts, c.format, c.num_experts, 2 * c.width,
+                                   c.hidden, random, c.input_scales));
+  const Weight down = backend.upload(random_weight("down", Use::kExperts, c.format, c.num_experts,
+                                                   c.hidden, c.width, random, c.input_scales));
   DeviceMatrix x(backend, c.rows, c.hidden, random_floats(c.rows * c.hidden, random));
   DeviceMatrix ids(backend, c.rows, c.top_k, DType::kI32), out(backend, c.rows, c.hidden);
   DeviceMatrix weights(backend, c.rows, c.top_k,
@@ -50,7 +51,7 @@ void experts(State& state, Backend& backend, const ExpertsCase& c) {
     backend.experts(x.tensor(), {ids.tensor(), weights.tensor()}, gate_up, down, out.tensor());
   }
   const int64_t pairs = c.rows * c.top_k, read = std::min<int64_t>(pairs, c.num_experts);
-  count(state, double(read * 3 * storage_bytes(c.format, c.width, c.hidden)),
+  count(state, double(read * (storage_bytes(gate_up) + storage_bytes(down)) / c.num_experts),
         6.0 * double(pairs * c.width * c.hidden));
 }
 
@@ -79,17 +80,16 @@ void attention(State& state, Backend& backend, const AttentionCase& c) {
                 .width = s.record_dim(),
                 .latent = s.latent_dim};
   cache.data = backend.allocate(size_t(kv_page_bytes(cache)) * batch.pages.size());
-  const Weight kv_b = backend.upload(
-      random_weight("kv_b", Use::kLatentUp, Format::kBF16, c.heads, 448, 512, random));
+  Weight host = random_weight("kv_b", Use::kLatentUp, c.format, c.heads, 448, 512, random);
+  host.key_rows = s.nope_dim;
+  const Weight kv_b = backend.upload(host);
   DeviceMatrix q(backend, batch.rows(), c.heads * s.query_dim(),
                  random_floats(batch.rows() * c.heads * s.query_dim(), random));
   DeviceMatrix out(backend, batch.rows(), c.heads * s.value_dim);
   backend.begin_step(batch);
   for (auto _ : state) backend.mla_attention(q.tensor(), kv_b, s, batch, cache, out.tensor());
   backend.free(cache.data);
-  count(state,
-        positions * double(kv_record_bytes(cache)) +
-            double(storage_bytes(Format::kBF16, kv_b.total_rows(), kv_b.cols)),
+  count(state, positions * double(kv_record_bytes(cache)) + double(storage_bytes(kv_b)),
         c.heads *
             (pairs * 2 * (s.record_dim() + s.latent_dim) + double(batch.rows()) * 2 * 448 * 512));
 }
@@ -135,13 +135,14 @@ void add(const std::string& name, Body body) {
 void add_all(Backend& backend) {
   for (const LinearCase& c : linear_cases()) {
     if (c.rows == 0) continue;
-    add("linear/" + dims({c.rows, c.outputs, c.inputs}) + "/" + format_name(c.format),
+    add("linear/" + dims({c.rows, c.outputs, c.inputs}) + "/" +
+            format_name(c.format, c.input_scales),
         [&backend, c](State& state) { linear(state, backend, c); });
   }
   for (const ExpertsCase& c : experts_cases()) {
     if (c.rows == 0) continue;
     add("experts/" + dims({c.rows, c.num_experts, c.top_k, c.hidden, c.width}) + "/" +
-            format_name(c.format),
+            format_name(c.format, c.input_scales),
         [&backend, c](State& state) { experts(state, backend, c); });
   }
   for (const AttentionCase& c : attention_cases()) {

@@ -2,6 +2,8 @@
 // result does not depend on the other rows, bit for bit.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <set>
@@ -58,17 +60,22 @@ std::vector<float> decoded(const Weight& w) {
   return values;
 }
 
-// sum_k |x[k]| |w[n, k]|: what the error bounds of a product are relative to.
+// What product_error() is relative to: sum_k |x[k]| |w[n, k]|, or norm(x) norm(w[n]) for kI16.
 std::vector<double> product_magnitudes(const std::vector<float>& x, const std::vector<float>& w,
-                                       int64_t rows, int64_t outputs, int64_t inputs) {
+                                       int64_t rows, int64_t outputs, int64_t inputs,
+                                       DType input_dtype) {
   std::vector<double> magnitudes(size_t(rows * outputs), 0.0);
   for (int64_t t = 0; t < rows; ++t) {
     for (int64_t n = 0; n < outputs; ++n) {
-      double sum = 0;
+      double sum = 0, xx = 0, ww = 0;
       for (int64_t k = 0; k < inputs; ++k) {
-        sum += std::fabs(double(x[size_t(t * inputs + k)]) * w[size_t(n * inputs + k)]);
+        const double a = x[size_t(t * inputs + k)], b = w[size_t(n * inputs + k)];
+        sum += std::fabs(a * b);
+        xx += a * a;
+        ww += b * b;
       }
-      magnitudes[size_t(t * outputs + n)] = sum;
+      magnitudes[size_t(t * outputs + n)] =
+          input_dtype == DType::kI16 ? std::sqrt(xx) * std::sqrt(ww) : sum;
     }
   }
   return magnitudes;
@@ -76,7 +83,7 @@ std::vector<double> product_magnitudes(const std::vector<float>& x, const std::v
 
 std::vector<float> run_linear(Backend& backend, const Weight& host, const std::vector<float>& x,
                               const std::vector<float>& out, int64_t rows, bool accumulate,
-                              DType out_dtype) {
+                              DType out_dtype = DType::kF32) {
   const Weight w = backend.upload(host);
   DeviceMatrix in(backend, rows, host.cols, x, backend.activation_dtype());
   DeviceMatrix result(backend, rows, host.rows, out, out_dtype);
@@ -86,15 +93,17 @@ std::vector<float> run_linear(Backend& backend, const Weight& host, const std::v
 
 TEST_P(BackendTest, Linear) {
   for (const LinearCase& c : linear_cases()) {
-    const Weight w = random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random_);
+    const Weight w =
+        random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random_, c.input_scales);
     const auto x = activations(c.rows * c.inputs), old = activations(c.rows * c.outputs);
     const auto want = run_linear(reference_, w, x, old, c.rows, c.accumulate, DType::kF32);
-    const auto magnitudes = product_magnitudes(x, decoded(w), c.rows, c.outputs, c.inputs);
+    const DType dtype = backend_->product_input_dtype(c.format);
+    const auto magnitudes = product_magnitudes(x, decoded(w), c.rows, c.outputs, c.inputs, dtype);
     for (const DType out : std::set{DType::kF32, activation_}) {
       const auto got = run_linear(*backend_, w, x, old, c.rows, c.accumulate, out);
       std::vector<double> bound;
       for (size_t i = 0; i < want.size(); ++i) {
-        bound.push_back(magnitudes[i] * product_error(c.inputs, backend_->product_input_dtype()) +
+        bound.push_back(magnitudes[i] * product_error(c.inputs, dtype) +
                         0x1p-22 * std::fabs(old[i]) + storage_error(out) * std::fabs(want[i]) +
                         1e-30);
       }
@@ -108,12 +117,12 @@ TEST_P(BackendTest, Linear) {
 
 TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
   for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{704, 256}, {63, 272}}) {
-    for (const Format format : {Format::kBF16, Format::kNvfp4}) {
+    for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kFp8, Format::kInt4}) {
       const Weight w = random_weight("w", Use::kLinear, format, 1, outputs, inputs, random_);
       const int64_t rows = 45;
       const auto x = activations(rows * inputs);
       const std::vector<float> zero(size_t(rows * outputs), 0.0f);
-      const auto all = run_linear(*backend_, w, x, zero, rows, false, DType::kF32);
+      const auto all = run_linear(*backend_, w, x, zero, rows, false);
       for (int64_t t = 0; t < rows; ++t) {
         const std::vector<float> row(x.begin() + t * inputs, x.begin() + (t + 1) * inputs);
         const auto alone = run_linear(*backend_, w, row, {zero.begin(), zero.begin() + outputs}, 1,
@@ -145,6 +154,72 @@ TEST_P(BackendTest, LinearWritesIntoColumnsOfAWiderTensor) {
     } else {
       EXPECT_EQ(got[i], 9.0f) << i;
     }
+  }
+}
+
+// The elements that matter are exact, all others within an INT8 step.
+void expect_head(Backend& backend, const Weight& host, const std::vector<float>& x, int64_t rows,
+                 bool all_exact) {
+  ReferenceBackend reference;
+  const std::vector<float> zero(size_t(rows * host.rows), 0.0f);
+  const auto want = run_linear(reference, host, x, zero, rows, false, DType::kF32);
+  const auto got = run_linear(backend, host, x, zero, rows, false, DType::kF32);
+  const auto w = decoded(host);
+  const DType dtype = backend.product_input_dtype(host.parts[0].format);
+  auto bound = product_magnitudes(x, w, rows, host.rows, host.cols, dtype);
+  for (double& b : bound) b = b * product_error(host.cols, dtype) + 1e-30;
+  auto loose = bound;
+  for (int64_t t = 0; t < rows; ++t) {
+    double sum = 0;
+    for (int64_t k = 0; k < host.cols; ++k) sum += std::fabs(double(x[size_t(t * host.cols + k)]));
+    for (int64_t n = 0; n < host.rows; ++n) {
+      float most = 0;
+      for (int64_t k = 0; k < host.cols; ++k) {
+        most = std::max(most, std::fabs(w[size_t(n * host.cols + k)]));
+      }
+      loose[size_t(t * host.rows + n)] += kHeadStep * sum * double(most);
+    }
+    const auto best =
+        std::max_element(want.begin() + t * host.rows, want.begin() + (t + 1) * host.rows) -
+        want.begin();
+    EXPECT_NEAR(got[size_t(best)], want[size_t(best)], bound[size_t(best)]);
+    for (int64_t i = t * host.rows; i < (t + 1) * host.rows; ++i) {
+      EXPECT_LE(got[size_t(i)], got[size_t(best)] + 2 * bound[size_t(best)]) << "row " << t;
+    }
+  }
+  expect_close(got, want, all_exact ? bound : loose,
+               "head of " + std::to_string(host.rows) + "x" + std::to_string(host.cols));
+}
+
+TEST_P(BackendTest, HeadIsExactWhereItMatters) {
+  for (const Format format : {Format::kBF16, Format::kNvfp4}) {
+    for (const auto& [rows, outputs, inputs] :
+         {std::array<int64_t, 3>{0, 48, 64}, {1, 6144, 256}, {3, 1000, 208}, {21, 77, 2048}}) {
+      const Weight w = random_weight("w", Use::kHead, format, 1, outputs, inputs, random_);
+      expect_head(*backend_, w, activations(rows * inputs), rows, false);
+    }
+  }
+}
+
+TEST_P(BackendTest, HeadWithManyEqualRowsIsExact) {
+  const auto row = random_floats(96, random_);
+  std::vector<float> values;
+  for (int n = 0; n < 700; ++n) values.insert(values.end(), row.begin(), row.end());
+  Weight w = float_weight("w", values);
+  w.use = Use::kHead;
+  w.rows = w.parts[0].rows = 700;
+  w.cols = 96;
+  expect_head(*backend_, w, activations(2 * 96), 2, true);
+}
+
+TEST_P(BackendTest, HeadRowsDoNotDependOnEachOther) {
+  const Weight w = random_weight("w", Use::kHead, Format::kBF16, 1, 500, 272, random_);
+  const auto x = activations(9 * 272);
+  const auto all = run_linear(*backend_, w, x, std::vector<float>(9 * 500), 9, false, DType::kF32);
+  for (int64_t t = 0; t < 9; ++t) {
+    const auto alone = run_linear(*backend_, w, {x.begin() + t * 272, x.begin() + (t + 1) * 272},
+                                  std::vector<float>(500), 1, false, DType::kF32);
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), all.begin() + t * 500)) << "row " << t;
   }
 }
 
@@ -182,7 +257,8 @@ TEST_P(BackendTest, AddRmsNorm) {
 }
 
 TEST_P(BackendTest, EmbedAndGatherCopyRows) {
-  for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kF32}) {
+  for (const Format format :
+       {Format::kBF16, Format::kNvfp4, Format::kF32, Format::kFp8, Format::kInt4}) {
     const Weight host = random_weight("e", Use::kTable, format, 1, 50, 64, random_);
     const Batch batch{
         .tokens = {3, 49, 0, 3}, .segments = {{0, 4, 0, 0}}, .pages = {0}, .logit_rows = {1, 3}};
@@ -312,14 +388,17 @@ std::vector<double> experts_bound(const ExpertsCase& c, const Weight& gate_up, c
       const int64_t e = input.experts[size_t(t * c.top_k + k)];
       const std::vector<float> w(g.begin() + e * 2 * c.width * c.hidden,
                                  g.begin() + (e + 1) * 2 * c.width * c.hidden);
-      const auto magnitudes = product_magnitudes(x, w, 1, 2 * c.width, c.hidden);
+      const auto magnitudes = product_magnitudes(x, w, 1, 2 * c.width, c.hidden, input_dtype);
+      std::vector<float> inner;
+      for (int64_t i = 0; i < c.width; ++i) {
+        inner.push_back(float(magnitudes[size_t(i)] * magnitudes[size_t(i + c.width)]));
+      }
+      const std::vector<float> rows(d.begin() + e * c.hidden * c.width,
+                                    d.begin() + (e + 1) * c.hidden * c.width);
+      const auto sums = product_magnitudes(inner, rows, 1, c.hidden, c.width, input_dtype);
       for (int64_t n = 0; n < c.hidden; ++n) {
-        double sum = 0;
-        for (int64_t i = 0; i < c.width; ++i) {
-          sum += std::fabs(d[size_t((e * c.hidden + n) * c.width + i)]) * magnitudes[size_t(i)] *
-                 magnitudes[size_t(i + c.width)];
-        }
-        bound[size_t(t * c.hidden + n)] += input.weights[size_t(t * c.top_k + k)] * sum *
+        bound[size_t(t * c.hidden + n)] += input.weights[size_t(t * c.top_k + k)] *
+                                           sums[size_t(n)] *
                                            (2.2 * e1 + 1.1 * e2 + 8 * kFunctionError);
       }
     }
@@ -330,13 +409,13 @@ std::vector<double> experts_bound(const ExpertsCase& c, const Weight& gate_up, c
 TEST_P(BackendTest, Experts) {
   for (const ExpertsCase& c : experts_cases()) {
     const Weight gate_up = random_weight("gate_up", Use::kExperts, c.format, c.num_experts,
-                                         2 * c.width, c.hidden, random_);
-    const Weight down =
-        random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden, c.width, random_);
+                                         2 * c.width, c.hidden, random_, c.input_scales);
+    const Weight down = random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden,
+                                      c.width, random_, c.input_scales);
     const ExpertsInput input = random_experts_input(c, activation_, random_);
     const auto want = run_experts(reference_, c, gate_up, down, input, 0, c.rows);
     const auto got = run_experts(*backend_, c, gate_up, down, input, 0, c.rows);
-    auto bound = experts_bound(c, gate_up, down, input, backend_->product_input_dtype());
+    auto bound = experts_bound(c, gate_up, down, input, backend_->product_input_dtype(c.format));
     for (size_t i = 0; i < bound.size(); ++i) {
       bound[i] += storage_error(activation_) * std::fabs(want[i]);
     }
@@ -354,6 +433,32 @@ TEST_P(BackendTest, ReplayRunsTheStep) {
   int calls = 0;
   backend_->replay(1, [&] { ++calls; });
   EXPECT_EQ(calls, 1);
+}
+
+TEST_P(BackendTest, AReplayedStepReadsTheBatchAtHand) {
+  const Weight table =
+      backend_->upload(random_weight("e", Use::kTable, Format::kBF16, 1, 50, 64, random_));
+  const Weight w =
+      backend_->upload(random_weight("w", Use::kLinear, Format::kBF16, 1, 48, 64, random_));
+  const Weight gain = backend_->upload(float_weight("g", std::vector<float>(64, 1.0f)));
+  DeviceMatrix x(*backend_, 2, 64), h(*backend_, 2, 64, activation_), out(*backend_, 2, 48);
+  const auto run = [&](uint64_t key, const Batch& batch) {
+    backend_->begin_step(batch);
+    backend_->replay(key, [&] {
+      backend_->embed(table, batch, x.tensor());
+      backend_->add_rms_norm(x.tensor(), {}, gain, 1e-5f, h.tensor());
+      backend_->linear(h.tensor(), w, out.tensor());
+    });
+    return out.floats();
+  };
+  for (const int32_t token : {7, 3, 49, 7, 11}) {
+    const Batch batch{.tokens = {token, int32_t(token / 2)},
+                      .segments = {{0, 1, 5, 0}, {1, 1, 9, 0}},
+                      .pages = {0},
+                      .logit_rows = {0, 1}};
+    const auto want = run(0, batch);
+    EXPECT_EQ(run(1, batch), want) << "token " << token;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, testing::Values("reference", "cpu", "cuda"),

@@ -12,7 +12,8 @@ namespace nibble {
 
 std::vector<LinearCase> linear_cases() {
   std::vector<LinearCase> cases;
-  for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kF32}) {
+  for (const Format format :
+       {Format::kBF16, Format::kNvfp4, Format::kF32, Format::kFp8, Format::kInt4}) {
     for (const int64_t rows : {0, 1, 2, 5, 6, 7, 13, 33}) {
       cases.push_back({rows, 48, 64, format});
     }
@@ -28,6 +29,11 @@ std::vector<LinearCase> linear_cases() {
   cases.push_back({48, 1536, 2048, Format::kBF16});
   cases.push_back({3, 20, 33, Format::kBF16});  // NVFP4 has no odd K
   cases.push_back({1, 5, 1, Format::kBF16});
+  cases.push_back({5, 7, 33, Format::kFp8});
+  for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kFp8, Format::kInt4}) {
+    for (const int64_t rows : {1, 6, 33}) cases.push_back({rows, 37, 64, format, false, true});
+    cases.push_back({70, 704, 256, format, true, true});
+  }
   return cases;
 }
 
@@ -40,6 +46,11 @@ std::vector<ExpertsCase> experts_cases() {
     cases.push_back({300, 8, 2, 64, 32, format});
   }
   cases.push_back({7, 5, 2, 40, 24, Format::kBF16});
+  cases.push_back({9, 4, 2, 64, 32, Format::kFp8});
+  cases.push_back({9, 5, 3, 64, 48, Format::kInt4});
+  for (const Format format : {Format::kNvfp4, Format::kFp8, Format::kInt4}) {
+    for (const int64_t rows : {1, 40}) cases.push_back({rows, 5, 4, 256, 64, format, true});
+  }
   return cases;
 }
 
@@ -52,12 +63,15 @@ std::vector<AttentionCase> attention_cases() {
     cases.push_back({4, format, 16, {{63, 1}, {64, 1}, {200, 1}}});
     cases.push_back({4, format, 5, {{7, 3}, {0, 20}, {129, 1}}});
     cases.push_back({20, format, 64, {{100, 2}, {5, 1}}});
-    cases.push_back({2, format, 16, {{7, 3}, {0, 130}, {64, 65}}, Format::kBF16, true});
+    cases.push_back({2, format, 16, {{7, 3}, {0, 130}, {64, 65}}, Format::kBF16, false, true});
   }
-  cases.push_back({1, KvFormat::kInt8, 64, {{4050, 100}}, Format::kNvfp4, true});
+  cases.push_back({1, KvFormat::kInt8, 64, {{4050, 100}}, Format::kNvfp4, false, true});
   cases.push_back({1, KvFormat::kBF16, 16, {{1100, 1}}});
   cases.push_back({3, KvFormat::kBF16, 16, {{600, 70}}});
-  cases.push_back({4, KvFormat::kBF16, 16, {{20, 3}}, Format::kNvfp4});
+  for (const Format format : {Format::kNvfp4, Format::kFp8, Format::kInt4}) {
+    cases.push_back({4, KvFormat::kBF16, 16, {{20, 3}}, format});
+    cases.push_back({4, KvFormat::kBF16, 16, {{20, 3}}, format, true});
+  }
   cases.push_back({4, KvFormat::kBF16, 16, {}});
   return cases;
 }
@@ -86,51 +100,82 @@ namespace {
 
 struct OwnedBytes {
   std::vector<uint8_t> values, scales;
+  std::vector<float> input_scales;
 };
+
+std::vector<uint8_t> bf16_bytes(const std::vector<float>& floats) {
+  std::vector<uint8_t> bytes(floats.size() * 2);
+  for (size_t i = 0; i < floats.size(); ++i) {
+    const uint16_t bits = float_to_bf16(floats[i]);
+    std::memcpy(bytes.data() + 2 * i, &bits, 2);
+  }
+  return bytes;
+}
 
 std::vector<uint8_t> random_values(Format format, int64_t count, float deviation,
                                    std::mt19937& random) {
+  if (format == Format::kBF16) return bf16_bytes(random_floats(count, random, deviation));
   std::vector<uint8_t> bytes;
-  const std::vector<float> floats =
-      random_floats(format == Format::kNvfp4 ? 0 : count, random, deviation);
   if (format == Format::kF32) {
+    const std::vector<float> floats = random_floats(count, random, deviation);
     bytes.resize(floats.size() * 4);
     std::memcpy(bytes.data(), floats.data(), bytes.size());
-  } else if (format == Format::kBF16) {
-    bytes.resize(floats.size() * 2);
-    for (size_t i = 0; i < floats.size(); ++i) {
-      const uint16_t bits = float_to_bf16(floats[i]);
-      std::memcpy(bytes.data() + 2 * i, &bits, 2);
-    }
-  } else {
-    bytes.resize(size_t(count) / 2);
-    for (uint8_t& byte : bytes) byte = uint8_t(random());
+    return bytes;
+  }
+  bytes.resize(size_t(format == Format::kFp8 ? count : count / 2));
+  for (uint8_t& byte : bytes) byte = uint8_t(random());
+  if (format == Format::kFp8) {  // up to 15 in both signs, no NaN
+    for (uint8_t& byte : bytes) byte = uint8_t((byte & 0x80) | byte % 0x58);
   }
   return bytes;
+}
+
+constexpr int kInt4Group = 16;
+
+// Of `rows` rows: E4M3 between 0.25 and 30, or BF16 groups of INT4.
+std::vector<uint8_t> random_scales(Format format, int64_t rows, int64_t cols, float deviation,
+                                   std::mt19937& random) {
+  if (format == Format::kInt4) {
+    std::vector<float> scales = random_floats(rows * cols / kInt4Group, random, deviation / 4);
+    for (float& scale : scales) scale = std::fabs(scale) + deviation / 64;
+    return bf16_bytes(scales);
+  }
+  std::vector<uint8_t> scales(size_t(format == Format::kNvfp4 ? rows * cols / nvfp4::kBlock : 0));
+  for (uint8_t& scale : scales) scale = uint8_t(0x28 + random() % 0x30);
+  return scales;
 }
 
 }  // namespace
 
 Weight random_weight(const std::string& name, Use use, Format format, int64_t count, int64_t rows,
-                     int64_t cols, std::mt19937& random) {
+                     int64_t cols, std::mt19937& random, bool input_scales) {
   Weight w{.name = name, .use = use, .count = count, .rows = rows, .cols = cols};
   auto owned = std::make_shared<OwnedBytes>();
   const int64_t total = count * rows;
   const float deviation = 1 / std::sqrt(float(cols));
   owned->values = random_values(format, total * cols, deviation, random);
-  if (format == Format::kNvfp4) {
-    owned->scales.resize(size_t(total * cols / nvfp4::kBlock));
-    for (uint8_t& scale : owned->scales) scale = uint8_t(0x28 + random() % 0x30);  // 0.25 .. 30
-  }
+  owned->scales = random_scales(format, total, cols, deviation, random);
   const int64_t split = total > 1 ? total / 2 : total;
-  for (int64_t first = 0; first < total; first += split) {
-    const int64_t part_rows = std::min(split, total - first);
-    WeightPart part{.format = format, .rows = part_rows};
-    part.values =
-        owned->values.data() + first * cols * int64_t(owned->values.size()) / (total * cols);
-    if (format == Format::kNvfp4) {
-      part.block_scales = owned->scales.data() + first * cols / nvfp4::kBlock;
-      part.global_scale = deviation * (first == 0 ? 0.11f : 0.07f);
+  const int64_t num_parts = (total + split - 1) / split;
+  if (input_scales) {
+    owned->input_scales = random_floats(num_parts * cols, random, 0.25f);
+    for (float& scale : owned->input_scales) scale = std::exp(scale);
+  }
+  for (int64_t p = 0; p < num_parts; ++p) {
+    const int64_t first = p * split;
+    const auto share = [&](const std::vector<uint8_t>& bytes) {
+      return bytes.data() + first * int64_t(bytes.size()) / total;
+    };
+    WeightPart part{.format = format, .rows = std::min(split, total - first)};
+    part.values = share(owned->values);
+    if (!owned->scales.empty()) part.block_scales = share(owned->scales);
+    if (format == Format::kNvfp4 || format == Format::kFp8) {
+      part.global_scale = deviation * (p == 0 ? 0.11f : 0.07f);
+    }
+    if (format == Format::kInt4)
+      part.group_size = kInt4Group, part.group_scale_dtype = DType::kBF16;
+    if (input_scales) {
+      part.input_scales = reinterpret_cast<const uint8_t*>(owned->input_scales.data() + p * cols);
     }
     w.parts.push_back(part);
   }
@@ -193,6 +238,7 @@ double storage_error(DType dtype) {
 
 double product_error(int64_t inputs, DType input_dtype) {
   const double sum = double(inputs + 2) * 0x1p-24;
+  if (input_dtype == DType::kI16) return sum + std::sqrt(double(inputs)) / 65534;
   return input_dtype == DType::kBF16 ? sum + 0x1p-8 : sum;
 }
 

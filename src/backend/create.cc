@@ -30,12 +30,12 @@ int index_of(const std::string& device) {
   return index;
 }
 
-std::unique_ptr<Backend> create_cuda(int index, bool table_on_host) {
+std::unique_ptr<Backend> create_cuda(int index, int64_t memory_bytes) {
 #ifdef NIBBLE_WITH_CUDA
   return std::make_unique<CudaBackend>(
-      CudaBackend::Options{.device = index, .table_on_host = table_on_host});
+      CudaBackend::Options{.device = index, .memory_bytes = memory_bytes});
 #else
-  (void)table_on_host;
+  (void)memory_bytes;
   throw Error("--device cuda:" + std::to_string(index) +
               ": this build has no CUDA; `make cuda` builds one that has");
 #endif
@@ -53,10 +53,16 @@ bool has_cuda_device() {
 
 std::unique_ptr<Backend> create_backend(const BackendOptions& options) {
   const bool automatic = options.device == "auto";
-  if (names_cuda(options.device) || (automatic && has_cuda_device())) {
-    return create_cuda(automatic ? 0 : index_of(options.device), options.table_on_host);
+  if (options.exact && names_cuda(options.device)) {
+    throw Error("--device " + options.device +
+                ": does not compute in FP32 throughout; --dtype float32 needs cpu or reference");
   }
-  if (automatic || options.device == "cpu") return std::make_unique<CpuBackend>(options.threads);
+  if (names_cuda(options.device) || (automatic && !options.exact && has_cuda_device())) {
+    return create_cuda(automatic ? 0 : index_of(options.device), options.card_memory_bytes);
+  }
+  if (automatic || options.device == "cpu") {
+    return std::make_unique<CpuBackend>(options.threads, options.exact);
+  }
   if (options.device == "reference") return std::make_unique<ReferenceBackend>();
   throw Error("--device " + options.device +
               ": there is no such device; use auto, cpu, cuda, cuda:N or reference");

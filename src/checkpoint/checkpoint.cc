@@ -88,6 +88,8 @@ Checkpoint Checkpoint::open(const fs::path& folder) {
     mapped->push_back(std::make_unique<MmapFile>(path));
     for (auto& [name, tensor] :
          parse_safetensors(path, mapped->back()->data(), mapped->back()->size())) {
+      const auto listed = index.find(name);
+      if (listed != index.end() && listed->second != file) continue;
       const auto [at, added] = file_of.emplace(name, file);
       if (!added) {
         throw Error(path + ": tensor \"" + escape_control(name) + "\" is in " + at->second +

@@ -14,8 +14,9 @@ namespace nibble {
 class Checkpoint {
  public:
   // Opens model.safetensors, or the files of model.safetensors.index.json, or, without either, all
-  // *.safetensors of the folder. Reads and validates headers only. Throws Error that names the file
-  // and what is wrong: all that parse_safetensors() refuses, no files, a tensor in two files, an
+  // *.safetensors of the folder. Of a tensor in several files the index says which one counts.
+  // Reads and validates headers only. Throws Error that names the file and what is wrong: all that
+  // parse_safetensors() refuses, no files, a tensor in two files without an index that lists it, an
   // index that names a missing file or tensor or a file outside the folder.
   static Checkpoint open(const std::filesystem::path& folder);
   // The same for one file's bytes in memory; `name` stands in messages. The bytes must outlive it.

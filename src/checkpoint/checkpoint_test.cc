@@ -75,6 +75,19 @@ TEST_F(CheckpointTest, RefusesATensorInTwoFiles) {
                "x-2.safetensors: tensor \"a\" is in x-1.safetensors too");
 }
 
+TEST_F(CheckpointTest, TheIndexChoosesAmongSeveralFiles) {
+  write("x-1.safetensors",
+        safetensors_bytes(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
+                          R"("b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})",
+                          4));
+  write("x-2.safetensors", file_with("a"));
+  write("model.safetensors.index.json",
+        R"({"weight_map":{"a":"x-2.safetensors","b":"x-1.safetensors"}})");
+  const Checkpoint checkpoint = Checkpoint::open(folder_);
+  EXPECT_EQ(checkpoint.find("a")->size_bytes, 4);
+  EXPECT_EQ(checkpoint.find("b")->size_bytes, 2);
+}
+
 TEST_F(CheckpointTest, RefusesBrokenIndexes) {
   write("x-1.safetensors", file_with("a"));
   const auto open_with = [&](const std::string& index) {

@@ -24,6 +24,7 @@ class JsonFile {
   // value of the wrong type or outside [low, high] throws Error that names file, key, value and
   // what would be right.
   bool has(const std::string& key) const;
+  const nlohmann::json* find(const std::string& key) const;
   std::optional<int64_t> integer(const std::string& key, int64_t low, int64_t high) const;
   std::optional<double> number(const std::string& key, double low, double high) const;
   std::optional<bool> boolean(const std::string& key) const;
@@ -38,7 +39,6 @@ class JsonFile {
   [[noreturn]] void fail(const std::string& key, const std::string& what) const;
 
  private:
-  const nlohmann::json* find(const std::string& key) const;
   int64_t checked_integer(const std::string& key, const nlohmann::json& value, int64_t low,
                           int64_t high) const;
 

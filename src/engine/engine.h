@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "backend/backend.h"
@@ -58,6 +59,9 @@ class Engine {
   bool healthy() const;  // false once run() was stopped or failed
   const EngineOptions& options() const;
   const EngineMetrics& metrics() const;
+
+  // The cache, a layer each, for measurements on the thread that steps; no request may run.
+  std::span<const KvLayer> caches() const;
 
   // Forgets all cached prefixes that no request uses.
   void reset_prefix_cache();

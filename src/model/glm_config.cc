@@ -129,12 +129,14 @@ GlmConfig GlmConfig::parse(const JsonFile& file) {
   c.norm_eps = float(file.required_number("rms_norm_eps", 0, 1));
   c.max_positions = int(file.required_integer("max_position_embeddings", 1, 1 << 26));
   c.eos_token_ids = nibble::eos_token_ids(file, c.vocab);
-  if (file.has("quantization_config")) c.quantization = file.root()["quantization_config"];
+  c.quantization = QuantizationConfig::parse(file);
   return c;
 }
 
 GlmConfig GlmConfig::load(const std::filesystem::path& folder) {
-  GlmConfig config = parse(JsonFile::load(folder / "config.json"));
+  const JsonFile file = JsonFile::load(folder / "config.json");
+  GlmConfig config = parse(file);
+  config.quantization = QuantizationConfig::load(folder, file);
   // What ends an answer is generation_config.json's to say, where it says it.
   const auto generation = folder / "generation_config.json";
   if (std::filesystem::exists(generation)) {

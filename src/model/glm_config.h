@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "checkpoint/json_file.h"
+#include "checkpoint/quantization_config.h"
 
 namespace nibble {
 
@@ -35,12 +36,13 @@ struct GlmConfig {
   float latent_norm_eps = 1e-6f;  // q_a and kv_a norms, which transformers builds with its default
   int max_positions = 0;
   std::vector<int32_t> eos_token_ids{};
-  // config.json's own quantization_config, or null.
-  nlohmann::json quantization{};
+  QuantizationConfig quantization{};
 
   // Throws Error that names the file, the key and what would be right: a model type other than
   // glm4_moe_lite, a missing or absurd size, a feature the forward pass lacks (another scoring
-  // function, rope scaling, attention bias, expert groups, tied embeddings, half-split rope).
+  // function, rope scaling, attention bias, expert groups, tied embeddings, half-split rope), and
+  // what QuantizationConfig refuses. load() also reads generation_config.json and
+  // hf_quant_config.json.
   static GlmConfig load(const std::filesystem::path& folder);
   static GlmConfig parse(const JsonFile& file);
 

@@ -3,14 +3,6 @@
 namespace nibble {
 namespace {
 
-double bytes_of(const Weight& w) {
-  double bytes = 0;
-  for (const WeightPart& part : w.parts) {
-    bytes += double(storage_bytes(part.format, part.rows, w.cols));
-  }
-  return bytes;
-}
-
 double flops_of(const Weight& w) {
   return 2.0 * double(w.total_rows()) * double(w.cols);
 }
@@ -19,10 +11,10 @@ double flops_of(const Weight& w) {
 
 GlmCost cost_of(const GlmConfig& config, const GlmWeights& weights) {
   GlmCost cost;
-  const auto add = [&](const Weight& w, double share = 1.0) {
+  const auto add = [&](const Weight& w) {
     if (w.empty()) return;
-    cost.bytes_per_token += share * bytes_of(w);
-    if (w.use != Use::kVector) cost.flops_per_token += share * flops_of(w);
+    cost.shared_bytes += double(storage_bytes(w));
+    if (w.use != Use::kVector) cost.flops_per_token += flops_of(w);
   };
   for (const GlmLayer& l : weights.layers) {
     for (const Weight* w : {&l.attention_norm, &l.qkv_a, &l.q_norm, &l.q_b, &l.kv_norm, &l.kv_b,
@@ -30,15 +22,19 @@ GlmCost cost_of(const GlmConfig& config, const GlmWeights& weights) {
                             &l.feed_forward.down, &l.router, &l.router_bias}) {
       add(*w);
     }
-    const double chosen = config.num_experts > 0 ? double(config.top_k) / config.num_experts : 0;
-    add(l.experts_gate_up, chosen);
-    add(l.experts_down, chosen);
+    if (l.experts_down.empty()) continue;
+    for (const Weight* w : {&l.experts_gate_up, &l.experts_down}) {
+      cost.expert_bytes += double(storage_bytes(*w)) / double(w->count);
+      cost.flops_per_token += flops_of(*w) / double(w->count) * config.top_k;
+    }
   }
-  cost.bytes_per_token += bytes_of(weights.lm_head);
+  cost.shared_bytes += double(storage_bytes(weights.lm_head));
+  cost.bytes_per_token = cost.shared_bytes + config.top_k * cost.expert_bytes;
   cost.head_flops = flops_of(weights.lm_head);
   const MlaShape mla = config.mla();
-  cost.flops_per_cached_token =
-      2.0 * config.num_layers * mla.heads * (mla.record_dim() + mla.latent_dim);
+  const double per_dim = 2.0 * config.num_layers * mla.heads;
+  cost.absorbed_flops_per_pair = per_dim * (mla.record_dim() + mla.latent_dim);
+  cost.expanded_flops_per_pair = per_dim * (mla.query_dim() + mla.value_dim);
   return cost;
 }
 

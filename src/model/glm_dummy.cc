@@ -122,6 +122,7 @@ void write_attention(DummyWriter& writer, const std::string& prefix, const GlmCo
   layer.kv_norm = writer.ones(prefix + "kv_a_layernorm", c.kv_rank);
   layer.kv_b = writer.linear(prefix + "kv_b_proj", c.nope_dim + c.value_dim, c.kv_rank,
                              Use::kLatentUp, c.heads);
+  layer.kv_b.key_rows = c.nope_dim;
   layer.o = writer.linear(prefix + "o_proj", c.hidden, int64_t(c.heads) * c.value_dim);
 }
 
@@ -146,7 +147,8 @@ GlmWeights dummy_weights(const GlmConfig& c) {
     if (c.is_dense(l)) {
       layer.feed_forward = write_feed_forward(writer, prefix + "mlp.", c.hidden, c.dense_dim);
     } else {
-      layer.router = writer.normal(prefix + "mlp.gate", c.num_experts, c.hidden, c.hidden);
+      layer.router =
+          writer.normal(prefix + "mlp.gate", c.num_experts, c.hidden, c.hidden, Use::kRouter);
       layer.router_bias = writer.zeros(prefix + "mlp.gate.e_score_correction_bias", c.num_experts);
       layer.experts_gate_up = writer.linear(prefix + "mlp.experts.gate_up_proj", 2 * c.expert_dim,
                                             c.hidden, Use::kExperts, c.num_experts);
@@ -158,7 +160,7 @@ GlmWeights dummy_weights(const GlmConfig& c) {
     weights.layers.push_back(std::move(layer));
   }
   weights.final_norm = writer.ones("model.norm", c.hidden);
-  weights.lm_head = writer.normal("lm_head", c.vocab, c.hidden, c.hidden);
+  weights.lm_head = writer.normal("lm_head", c.vocab, c.hidden, c.hidden, Use::kHead);
   return weights;
 }
 

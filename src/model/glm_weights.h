@@ -38,9 +38,10 @@ struct GlmWeights {
   Weight lm_head;     // [vocab, D]
   std::vector<GlmLayer> layers;
 
-  // Views of the checkpoint's tensors. Accepts per-expert or packed expert names; a missing
-  // announced MTP layer is fine. Throws Error that names a tensor that is missing or has another
-  // shape or dtype than config.json says. Tensors that nothing asked for are logged once.
+  // Views of the checkpoint's tensors, in any layout of WeightReader. Accepts per-expert or packed
+  // expert names; a missing announced MTP layer is fine. Throws Error that names a tensor that is
+  // missing or has another shape, dtype or format than config.json says. Tensors that nothing asked
+  // for are logged once.
   static GlmWeights load(const Checkpoint& checkpoint, const GlmConfig& config);
 
   // Visits every weight that is there, in checkpoint order.

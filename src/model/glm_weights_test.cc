@@ -6,45 +6,11 @@
 
 #include "base/error.h"
 #include "base/numbers.h"
+#include "checkpoint/test_files.h"
 #include "quant/nvfp4.h"
 
 namespace nibble {
 namespace {
-
-// A safetensors file in memory, made tensor by tensor.
-class FileBuilder {
- public:
-  void add(const std::string& name, const std::string& dtype, std::vector<int64_t> shape,
-           const std::vector<uint8_t>& bytes) {
-    const size_t begin = data_.size();
-    data_.insert(data_.end(), bytes.begin(), bytes.end());
-    header_[name] = {{"dtype", dtype}, {"shape", shape}, {"data_offsets", {begin, data_.size()}}};
-  }
-  void add_bf16(const std::string& name, std::vector<int64_t> shape) {
-    int64_t count = 1;
-    for (const int64_t d : shape) count *= d;
-    std::vector<uint8_t> bytes(size_t(count) * 2);
-    for (size_t i = 0; i < bytes.size(); i += 2) {
-      const uint16_t bits = float_to_bf16(float(next_++ % 997) / 997 - 0.5f);
-      std::memcpy(bytes.data() + i, &bits, 2);
-    }
-    add(name, "BF16", shape, bytes);
-  }
-  const std::vector<uint8_t>& finish() {
-    const std::string json = header_.dump();
-    const uint64_t size = json.size();
-    file_.resize(8);
-    std::memcpy(file_.data(), &size, 8);
-    file_.insert(file_.end(), json.begin(), json.end());
-    file_.insert(file_.end(), data_.begin(), data_.end());
-    return file_;
-  }
-
- private:
-  nlohmann::json header_;
-  std::vector<uint8_t> data_, file_;
-  int next_ = 0;
-};
 
 // Two layers, the second with three experts.
 GlmConfig tiny_config() {
@@ -106,7 +72,7 @@ FileBuilder tiny_file(bool packed_experts, bool with_dense_down = true) {
   return file;
 }
 
-std::string error_of(FileBuilder file, const GlmConfig& config) {
+std::string load_error(FileBuilder file, const GlmConfig& config) {
   const auto& bytes = file.finish();
   try {
     GlmWeights::load(Checkpoint::parse("tiny", bytes.data(), bytes.size()), config);
@@ -148,17 +114,20 @@ TEST(GlmWeights, PackedExpertsAreTheSameStack) {
 }
 
 TEST(GlmWeights, WrongTensorsAreNamed) {
-  EXPECT_EQ(error_of(tiny_file(false), tiny_config()), "");
+  EXPECT_EQ(load_error(tiny_file(false), tiny_config()), "");
   GlmConfig config = tiny_config();
   config.num_experts = 4;
-  EXPECT_NE(error_of(tiny_file(false), config).find("mlp.gate.weight"), std::string::npos);
+  EXPECT_NE(load_error(tiny_file(false), config).find("mlp.gate.weight"), std::string::npos);
   config = tiny_config();
   config.num_layers = 3;
-  EXPECT_NE(error_of(tiny_file(false), config).find("model.layers.2.input_layernorm.weight"),
+  EXPECT_NE(load_error(tiny_file(false), config).find("model.layers.2.input_layernorm.weight"),
             std::string::npos);
   config = tiny_config();
+  config.num_layers = 1;
+  EXPECT_NE(load_error(tiny_file(false), config).find("num_hidden_layers is 1"), std::string::npos);
+  config = tiny_config();
   config.vocab = 11;
-  const std::string message = error_of(tiny_file(false), config);
+  const std::string message = load_error(tiny_file(false), config);
   EXPECT_NE(message.find("model.embed_tokens.weight"), std::string::npos) << message;
   EXPECT_NE(message.find("[10, 32]"), std::string::npos) << message;
   EXPECT_NE(message.find("[11, 32]"), std::string::npos) << message;
@@ -167,10 +136,10 @@ TEST(GlmWeights, WrongTensorsAreNamed) {
 TEST(GlmWeights, AnnouncedMtpLayerMayBeMissingOrThere) {
   GlmConfig config = tiny_config();
   config.mtp_layers = 1;
-  EXPECT_EQ(error_of(tiny_file(false), config), "");
+  EXPECT_EQ(load_error(tiny_file(false), config), "");
   FileBuilder file = tiny_file(false);
   file.add_bf16("model.layers.2.enorm.weight", {32});
-  EXPECT_EQ(error_of(file, config), "");
+  EXPECT_EQ(load_error(file, config), "");
 }
 
 TEST(GlmWeights, Nvfp4IsDecidedFromTheTensors) {

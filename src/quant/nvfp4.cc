@@ -17,25 +17,27 @@ void decode_row(const uint8_t* codes, const uint8_t* scales, float global_scale,
 }
 
 float global_scale_of(float amax) {
-  return amax / (kE2M1Max * kE4M3Max);
+  return amax == 0 ? 1.0f : amax / (kE2M1Max * kE4M3Max);
+}
+
+void encode_block(const float* block, float scale, uint8_t* codes) {
+  uint8_t nibbles[kBlock];
+  for (int i = 0; i < kBlock; ++i) nibbles[i] = float_to_e2m1(block[i] / scale);
+  for (int i = 0; i < kBlock / 2; ++i) {
+    codes[i] = uint8_t(nibbles[2 * i] | nibbles[2 * i + 1] << 4);
+  }
 }
 
 void encode_row(const float* values, float global_scale, int64_t cols, uint8_t* codes,
                 uint8_t* scales) {
   CHECK(cols % kBlock == 0, "%ld columns", long(cols));
-  std::fill_n(codes, cols / 2, uint8_t(0));
   for (int64_t b = 0; b < cols / kBlock; ++b) {
     const float* block = values + b * kBlock;
     float amax = 0;
     for (int i = 0; i < kBlock; ++i) amax = std::max(amax, std::fabs(block[i]));
-    float scale = amax / (kE2M1Max * global_scale);
-    if (amax == 0 || global_scale == 0) scale = 1.0f;
+    const float scale = amax == 0 ? 1.0f : amax / (kE2M1Max * global_scale);
     scales[b] = float_to_e4m3(std::clamp(scale, 0x1p-9f, kE4M3Max));
-    const float divisor = e4m3_to_float(scales[b]) * global_scale;
-    for (int i = 0; i < kBlock; ++i) {
-      const uint8_t code = divisor == 0 ? 0 : float_to_e2m1(block[i] / divisor);
-      codes[(b * kBlock + i) / 2] |= uint8_t(code << (i % 2 * 4));
-    }
+    encode_block(block, e4m3_to_float(scales[b]) * global_scale, codes + b * kBlock / 2);
   }
 }
 

@@ -19,12 +19,16 @@ inline constexpr float kE4M3Max = 448.0f;
 void decode_row(const uint8_t* codes, const uint8_t* scales, float global_scale, int64_t cols,
                 float* out);
 
-// FP32 tensor scale of a matrix whose largest magnitude is `amax`: amax / 2688.
+// FP32 tensor scale of a matrix whose largest magnitude is `amax`: amax / 2688. 1 for a matrix of
+// zeros, so that no reader divides by zero.
 float global_scale_of(float amax);
 
 // Rounds one row as ModelOpt does: block scale = e4m3(clamp(amax16 / (6 * global_scale), 2^-9,
 // 448)), 1 for a block of zeros; codes by true division, ties to the even code.
 void encode_row(const float* values, float global_scale, int64_t cols, uint8_t* codes,
                 uint8_t* scales);
+
+// The 16 codes (8 bytes) of a block whose scale, the tensor's included, is `scale` > 0.
+void encode_block(const float* block, float scale, uint8_t* codes);
 
 }  // namespace nibble::nvfp4

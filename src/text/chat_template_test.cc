@@ -162,15 +162,21 @@ TEST_F(ChatTemplateTest, KeepsTheOrderOfKeys) {
             "[{\"z\": 1, \"a\": {\"y\": 1.0, \"b\": null}, \"m\": \"é\u2028<\"}]");
 }
 
+// Lists in lists. Built by moves, never copied: nlohmann's copy recurses, a frame a level.
+Json nested(int depth) {
+  Json value = 1;
+  for (int i = 0; i < depth; ++i) value = Json::array({std::move(value)});
+  return value;
+}
+
 TEST_F(ChatTemplateTest, RefusesDeepMessages) {
   const auto chat_template = ChatTemplate::load(folder_, "test", "{{ messages }}");
-  Json deep = 1;
-  for (int i = 0; i < 89; ++i) deep = Json::array({std::move(deep)});
-  EXPECT_EQ(refusal(*chat_template, {.messages = deep}).status, 200);
-  for (int i = 0; i < 100000; ++i) deep = Json::array({std::move(deep)});
-  EXPECT_EQ(refusal(*chat_template, {.messages = deep}).param, "messages");
-  EXPECT_EQ(refusal(*chat_template, {.tools = deep}).param, "tools");
-  EXPECT_EQ(refusal(*chat_template, {.kwargs = {{"x", deep}}}).param, "chat_template_kwargs");
+  EXPECT_EQ(refusal(*chat_template, {.messages = nested(89)}).status, 200);
+  EXPECT_EQ(refusal(*chat_template, {.messages = nested(100000)}).param, "messages");
+  EXPECT_EQ(refusal(*chat_template, {.tools = nested(100000)}).param, "tools");
+  Json kwargs;
+  kwargs["x"] = nested(100000);
+  EXPECT_EQ(refusal(*chat_template, {.kwargs = std::move(kwargs)}).param, "chat_template_kwargs");
 }
 
 TEST_F(ChatTemplateTest, RepairsBrokenUtf8) {

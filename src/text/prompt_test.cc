@@ -197,9 +197,9 @@ TEST_F(PromptTest, EscapesDoNotShowTheMark) {
 }
 
 TEST_F(PromptTest, RefusesWhatTheTemplateRefuses) {
-  Json deep = 1;
+  Json deep = 1;  // moved, never copied: nlohmann's copy recurses, a frame a level
   for (int i = 0; i < 100000; ++i) deep = Json::array({std::move(deep)});
-  EXPECT_THROW(prompt({.messages = deep}), ApiError);
+  EXPECT_THROW(prompt({.messages = std::move(deep)}), ApiError);
   EXPECT_THROW(prompt({.kwargs = {{"tools", 1}}}), ApiError);
   EXPECT_THROW(prompt({.messages = {message("assistant", 1), "x", 7}, .kwargs = 7}), ApiError);
 }

@@ -16,12 +16,12 @@ namespace nibble {
 
 class CpuBackend : public Backend {
  public:
-  // 0 threads: the machine's physical cores.
-  explicit CpuBackend(int threads);
+  // 0 threads: the machine's physical cores. `exact`: no input of a product is ever rounded.
+  explicit CpuBackend(int threads, bool exact = false);
 
   std::string description() const override;
   MachineLimits measure_limits() override;
-  DType product_input_dtype() const override;
+  DType product_input_dtype(Format format) const override;
 
   void* allocate(size_t bytes) override;
   void free(void* memory) override;
@@ -48,6 +48,7 @@ class CpuBackend : public Backend {
   void sample(Tensor logits, const SampleBatch& rows, SampleResult out) override;
 
  private:
+  const bool exact_;
   Workers workers_;
   Arena weights_;
   std::unordered_map<void*, std::unique_ptr<PageMemory>> allocations_;

@@ -27,14 +27,15 @@ std::string vector_target_name() {
   return name == "AVX3" ? "AVX-512" : name;
 }
 
-bool has_fast_avx512bf16() {
+InstructionSets instruction_sets() {
+  InstructionSets sets;
 #if defined(__x86_64__)
-  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
-#else
-  return false;
+  const bool avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  sets.avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  sets.fast_avx512bf16 = avx512 && __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16");
 #endif
+  return sets;
 }
 
 }  // namespace nibble

@@ -12,7 +12,9 @@
 namespace nibble {
 namespace {
 
+constexpr int64_t kPlentyBytes = int64_t(24) << 30;
 constexpr size_t kReadBufferBytes = 256 << 10;
+constexpr int kMostRecordedRows = 64;  // the kernels of more take longer than launching them
 
 }  // namespace
 
@@ -39,6 +41,19 @@ std::string CudaBackend::description() const {
          std::to_string(device_.arch / 10) + "." + std::to_string(device_.arch % 10);
 }
 
+MemoryState CudaBackend::memory() const {
+  device_.make_current();
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return {.total_bytes = int64_t(total), .free_bytes = int64_t(free)};
+}
+
+bool CudaBackend::is_short_of_memory() const {
+  const int64_t bytes =
+      options_.memory_bytes > 0 ? options_.memory_bytes : int64_t(device_.memory_bytes);
+  return bytes < kPlentyBytes;
+}
+
 MachineLimits CudaBackend::measure_limits() {
   return cuda::measure_limits(context());
 }
@@ -55,8 +70,8 @@ void* CudaBackend::allocate(size_t bytes) {
 void CudaBackend::free(void* memory) {
   device_.make_current();
   if (memory == nullptr) return;
-  CUDA_CHECK(cudaStreamSynchronize(stream_));
-  replay_.clear();  // a record may hold its address
+  cudaStreamSynchronize(stream_);  // on a lost card, too, memory is given back
+  replay_.clear();                 // a record may hold its address
   CHECK(allocations_.erase(memory) == 1, "not this backend's memory");
 }
 
@@ -81,6 +96,7 @@ Weight CudaBackend::upload(const Weight& host) {
   Weight uploaded = host;
   switch (host.use) {
     case Use::kLinear:
+    case Use::kHead:
       uploaded.resident = cuda::upload_linear(to, host);
       break;
     case Use::kExperts:
@@ -90,9 +106,11 @@ Weight CudaBackend::upload(const Weight& host) {
       uploaded.resident = cuda::upload_latent_up(to, host);
       break;
     case Use::kTable:
-      uploaded.resident = cuda::upload_table(to, host, options_.table_on_host);
+      uploaded.resident = cuda::upload_table(to, host, is_short_of_memory());
       break;
     case Use::kRouter:
+      uploaded.resident = cuda::upload_router(to, host);
+      break;
     case Use::kVector:
       uploaded.resident = cuda::upload_rows(to, host);
       break;
@@ -105,7 +123,7 @@ void CudaBackend::begin_step(const Batch& batch) {
 }
 
 void CudaBackend::replay(uint64_t key, const std::function<void()>& step) {
-  if (key == 0) return step();
+  if (key == 0 || step_.view().rows > kMostRecordedRows) return step();
   const int generation = step_.generation() + workspace_.generation();
   if (generation != recorded_generation_) replay_.clear();
   recorded_generation_ = generation;

@@ -18,7 +18,9 @@ class CudaBackend : public Backend {
  public:
   struct Options {
     int device = 0;
-    bool table_on_host = false;  // the embedding in pinned host memory
+    // What the process may take of the card; 0: all. With little of it the embedding stays in
+    // pinned host memory.
+    int64_t memory_bytes = 0;
   };
   // Throws Error when the card cannot be used.
   explicit CudaBackend(const Options& options);
@@ -26,8 +28,10 @@ class CudaBackend : public Backend {
 
   std::string description() const override;
   MachineLimits measure_limits() override;
+  MemoryState memory() const override;
+  bool is_card() const override { return true; }
   DType activation_dtype() const override { return DType::kBF16; }
-  DType product_input_dtype() const override { return DType::kBF16; }
+  DType product_input_dtype(Format) const override { return DType::kBF16; }
 
   void* allocate(size_t bytes) override;
   void free(void* memory) override;
@@ -54,6 +58,7 @@ class CudaBackend : public Backend {
   void sample(Tensor logits, const SampleBatch& rows, SampleResult out) override;
 
  private:
+  bool is_short_of_memory() const;
   cuda::Context context();  // makes the card the calling thread's, too
 
   const Options options_;

@@ -84,41 +84,34 @@ void attend_expanded(const Context& context, Tensor q, const LatentUp& kv_b, con
 std::shared_ptr<const void> upload_latent_up(const Uploads& to, const Weight& host) {
   CHECK(host.rows == kUpRows && host.cols == kLatent, "%s", host.name.c_str());
   LatentUp up{.heads = int(host.count)};
-  const bool is_nvfp4 = host.parts[0].format == Format::kNvfp4;
+  const bool is_nvfp4 = std::ranges::all_of(host.parts, [](const WeightPart& part) {
+    return part.format == Format::kNvfp4 && part.input_scales == nullptr;
+  });
   std::vector<uint8_t> values, block_scales;
-  std::vector<float> row_scales;
-  std::vector<float> row(kLatent);
-  int64_t first = 0;
-  for (const WeightPart& part : host.parts) {
-    CHECK((part.format == Format::kNvfp4) == is_nvfp4, "%s: parts of two formats",
-          host.name.c_str());
-    if (is_nvfp4) {
+  std::vector<float> row_scales, row(kLatent);
+  if (is_nvfp4) {
+    for (const WeightPart& part : host.parts) {
       values.insert(values.end(), part.values, part.values + part.rows * kLatent / 2);
       block_scales.insert(block_scales.end(), part.block_scales,
                           part.block_scales + part.rows * kLatent / 16);
       row_scales.insert(row_scales.end(), size_t(part.rows),
                         part.global_scale / host.parts[0].global_scale);
-    } else if (part.format == Format::kBF16) {
-      values.insert(values.end(), part.values, part.values + part.rows * kLatent * 2);
-    } else {
-      for (int64_t r = 0; r < part.rows; ++r) {
-        decode_row(host, first + r, row.data());
-        for (const float value : row) {
-          const uint16_t bits = float_to_bf16(value);
-          values.push_back(uint8_t(bits));
-          values.push_back(uint8_t(bits >> 8));
-        }
-      }
     }
-    first += part.rows;
-  }
-  up.values = copy_to_card(to, values);
-  if (is_nvfp4) {
     up.format = KvFormat::kNvfp4;
     up.block_scales = copy_to_card(to, block_scales);
     up.row_scales = copy_to_card(to, row_scales);
     up.scale = host.parts[0].global_scale;
+  } else {
+    for (int64_t r = 0; r < host.total_rows(); ++r) {
+      decode_row(host, r, row.data());
+      for (const float value : row) {
+        const uint16_t bits = float_to_bf16(value);
+        values.push_back(uint8_t(bits));
+        values.push_back(uint8_t(bits >> 8));
+      }
+    }
   }
+  up.values = copy_to_card(to, values);
   return std::make_shared<LatentUp>(up);
 }
 

@@ -17,7 +17,7 @@
 
 namespace nibble::cuda {
 
-// Use::kLatentUp: kv_b in its own format, row-major; FP32 values are rounded to BF16.
+// Use::kLatentUp: NVFP4 as it is, all else as BF16; row-major.
 std::shared_ptr<const void> upload_latent_up(const Uploads& to, const Weight& host);
 
 // Positions and pages are those of context.step. kv [T, latent + rope] BF16 or F32; the gain as

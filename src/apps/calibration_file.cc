@@ -1,0 +1,87 @@
+#include "apps/calibration_file.h"
+
+#include <fstream>
+
+#include "apps/model_files.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kShownLines = 5;  // that are left out, each with a warning
+
+std::vector<int32_t> sample_of(const std::string& line, const ChatTemplate& chat_template,
+                               const Tokenizer& tokenizer) {
+  nlohmann::ordered_json json;
+  try {
+    json = nlohmann::ordered_json::parse(line);
+  } catch (const nlohmann::json::exception& e) {
+    throw Error(std::string("not JSON: ") + e.what());
+  }
+  if (!json.is_object() || !json.contains("messages") || !json["messages"].is_array() ||
+      json["messages"].empty()) {
+    throw Error("has no list \"messages\"");
+  }
+  const RenderRequest request{.messages = json["messages"],
+                              .tools = json.value("tools", nlohmann::ordered_json()),
+                              .add_generation_prompt = false};
+  return tokenizer.encode(chat_template.render(request));
+}
+
+std::string file_path(const fs::path& folder, const std::string& named) {
+  if (!named.empty()) return named;
+  const fs::path pocket = find_model("");
+  std::error_code ignored;
+  if (!fs::equivalent(pocket, folder, ignored)) {
+    log_warning("without --calibration the pocket model's text is used, which is poor for others");
+  }
+  return (pocket / "eval/calibration.jsonl").string();
+}
+
+}  // namespace
+
+std::vector<std::vector<int32_t>> load_calibration(const fs::path& folder,
+                                                   const CalibrationFile& file) {
+  const std::string path = file_path(folder, file.path);
+  const auto tokenizer = Tokenizer::load(folder);
+  const auto chat_template = ChatTemplate::load(folder);
+  if (chat_template == nullptr) {
+    throw Error(folder.string() + ": has no chat template, which calibration text needs");
+  }
+  std::ifstream lines(path);
+  if (!lines) throw Error("--calibration " + path + ": cannot be read");
+  std::vector<std::vector<int32_t>> samples;
+  std::string line;
+  int left_out = 0;
+  for (int number = 1; std::getline(lines, line) && int(samples.size()) < file.samples; ++number) {
+    if (line.empty()) continue;
+    try {
+      samples.push_back(sample_of(line, *chat_template, *tokenizer));
+      if (samples.back().empty()) throw Error("has no tokens");
+      if (int(samples.back().size()) > file.max_length) {
+        samples.back().resize(size_t(file.max_length));
+      }
+    } catch (const std::exception& e) {
+      if (!samples.empty() && samples.back().empty()) samples.pop_back();
+      const std::string what = path + ":" + std::to_string(number) + ": " + e.what();
+      if (file.strict) throw Error(what);
+      if (++left_out <= kShownLines) log_warning(what + "; left out");
+    }
+  }
+  if (left_out > kShownLines) {
+    log_warning(path + ": " + std::to_string(left_out) + " lines were left out in all");
+  }
+  if (samples.empty()) throw Error("--calibration " + path + ": has no usable line");
+  if (int(samples.size()) < file.samples) {
+    log_warning(path + ": has " + std::to_string(samples.size()) +
+                " samples, fewer than --samples " + std::to_string(file.samples));
+  }
+  return samples;
+}
+
+}  // namespace nibble

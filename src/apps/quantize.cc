@@ -1,0 +1,122 @@
+// nibble quantize: a BF16 checkpoint becomes an NVFP4 one.
+#include "compress/quantize.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <map>
+#include <optional>
+
+#include "apps/calibration_file.h"
+#include "apps/model_files.h"
+#include "apps/subcommands.h"
+#include "apps/terminal.h"
+#include "backend/create.h"
+#include "compress/best_encoder.h"
+
+namespace nibble {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::string gigabytes(int64_t bytes) {
+  return format_number(double(bytes) / 1e9, bytes < 1'000'000'000 ? 3 : 1) + " GB";
+}
+
+// "layers.3.mlp.experts.5.gate_up" -> "mlp.experts.gate_up": one row of the table.
+std::string kind_of(const std::string& group) {
+  std::string kind;
+  size_t begin = 0;
+  while (begin < group.size()) {
+    const size_t end = std::min(group.find('.', begin), group.size());
+    const std::string word = group.substr(begin, end - begin);
+    const bool number = word.find_first_not_of("0123456789") == std::string::npos;
+    if (!number && word != "layers") kind += (kind.empty() ? "" : ".") + word;
+    begin = end + 1;
+  }
+  return kind;
+}
+
+struct KindSummary {
+  int count = 0;
+  double sum = 0, worst = 0;
+  std::string worst_name{};
+  int fell_back = 0;
+};
+
+void print_report(const QuantizeReport& report, const std::string& target, double seconds) {
+  std::map<std::string, KindSummary> kinds;
+  for (const LayerReport& layer : report.layers) {
+    for (const GroupReport& group : layer.groups) {
+      KindSummary& kind = kinds[kind_of(group.name)];
+      ++kind.count;
+      kind.sum += group.error;
+      kind.fell_back += group.fell_back;
+      if (group.error < kind.worst) continue;
+      kind.worst = group.error;
+      kind.worst_name = group.name;
+    }
+  }
+  std::vector<std::vector<std::string>> rows = {
+      {"linears", "count", "mean error %", "worst %", "where"}};
+  for (const auto& [name, kind] : kinds) {
+    rows.push_back({name, std::to_string(kind.count), format_number(100 * kind.sum / kind.count, 2),
+                    format_number(100 * kind.worst, 2), kind.worst_name});
+  }
+  std::printf("%s\n", table(rows).c_str());
+  if (!report.layers.empty() && report.layers.back().stream_error >= 0) {
+    rows = {{"layer", "error of its output %"}};
+    for (const LayerReport& layer : report.layers) {
+      rows.push_back({std::to_string(layer.layer), format_number(100 * layer.stream_error, 2)});
+    }
+    std::printf("%s\n", table(rows).c_str());
+  }
+  std::printf("%s: %s, %s from %s, in %.1f s\n", target.c_str(), report.label.c_str(),
+              gigabytes(report.target_bytes).c_str(), gigabytes(report.source_bytes).c_str(),
+              seconds);
+}
+
+}  // namespace
+
+int quantize(const QuantizeFlags& flags) {
+  const auto start = Clock::now();
+  QuantizeJob job{.options = flags.quantize};
+  job.options.source = find_model(flags.quantize.source.string());
+  const int threads = flags.threads > 0 ? flags.threads : num_physical_cores();
+  ThreadPool pool(threads);
+  const auto backend = create_backend({.device = flags.device, .threads = threads});
+  std::optional<CalibrationTokens> tokens;
+  std::optional<LayerRunner> runner;
+  if (job.options.recipe != "rtn") {
+    tokens.emplace(load_calibration(job.options.source, {.path = flags.calibration,
+                                                         .samples = flags.samples,
+                                                         .max_length = flags.max_length,
+                                                         .strict = flags.strict}));
+    job.options.calibration_key = tokens->key();
+  }
+  job.make_encoder = [&](const Recipe& recipe, const GlmConfig& config, const GlmWeights& weights) {
+    if (recipe.method == Method::kRoundToNearest) return make_nearest_encoder(pool);
+    runner.emplace(config, weights, *backend, *tokens, job.options.spill);
+    return make_best_encoder(recipe, *runner, pool);
+  };
+  ProgressLine line;
+  job.on_progress = [&](const QuantizeProgress& p) {
+    const double seconds = seconds_since(start);
+    std::string text = ProgressLine::bar(p.share) + "  layer " +
+                       std::to_string(std::min(p.layer + 1, p.num_layers)) + " of " +
+                       std::to_string(p.num_layers);
+    if (p.share > 0) {
+      text += ", " + format_number(seconds * (1 - p.share) / p.share, 0) + " s left";
+    }
+    line.show(text);
+  };
+  const QuantizeReport report = job.run();
+  print_report(report, flags.quantize.target.string(), seconds_since(start));
+  return 0;
+}
+
+}  // namespace nibble

@@ -1,0 +1,90 @@
+// QuantizationConfig: what a checkpoint says about the formats of its linears. The tensors decide
+// how a linear is read; this is what they are checked against.
+//
+//   config.json          quantization_config, quant_method "modelopt": quant_algo, ignore,
+//                        quantized_layers; "compressed-tensors": config_groups, ignore
+//   hf_quant_config.json quantization: quant_algo, exclude_modules, quantized_layers
+//
+// Labels are loose, so no more is read out of them than they can say: exporters before 0.45 call
+// weight-only NVFP4 "NVFP4", AWQ drops group_size, and only linears are sure to be listed among the
+// excluded, not routers, embeddings and experts in one tensor.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "checkpoint/json_file.h"
+#include "quant/weight.h"
+
+namespace nibble {
+
+// How a linear was found to be stored, for the check.
+struct FoundLinear {
+  std::string name{};  // of the module: "model.layers.0.mlp.down_proj"
+  Format format = Format::kBF16;
+  int group_size = 0;      // kInt4
+  bool is_listed = false;  // its exclusion would be listed: an ordinary linear
+};
+
+class QuantizationConfig {
+ public:
+  QuantizationConfig() = default;  // says nothing
+  // Reads `config`, a parsed config.json, and `folder`/hf_quant_config.json where it is there.
+  // Throws Error that names file and key: a method, an algorithm, a width or an option of the
+  // weights that is not supported, wrong types, two files that disagree.
+  static QuantizationConfig load(const std::filesystem::path& folder, const JsonFile& config);
+  static QuantizationConfig parse(const JsonFile& config);  // of config.json alone
+
+  bool empty() const { return sources_.empty(); }
+  // "modelopt" or "compressed-tensors", as --quantization names it; "" when empty.
+  const std::string& method() const { return method_; }
+  // Whether an NVFP4 embedding's scale is weight_scale_2 * input_scale (the nvfp4_embed extension).
+  bool scales_embedding_twice() const { return nvfp4_embedding_; }
+
+  // Throws Error when a linear is stored in another format than is said, is quantized though it is
+  // excluded, or is not though it should be.
+  void check(const FoundLinear& linear) const;
+
+ private:
+  struct Pattern {
+    enum class Kind : uint8_t { kAll, kName, kGlob, kRegex };
+    Kind kind = Kind::kAll;
+    std::string text{};
+    std::shared_ptr<const std::regex> regex{};  // kRegex: of what follows "re:"
+    bool matches(const std::string& name) const;
+  };
+  struct Rule {
+    Pattern pattern{};
+    Format format = Format::kBF16;
+    int group_size = 0;  // 0: not said
+  };
+  struct Source {
+    std::string place{};  // file and key
+    std::vector<Rule> rules{};
+    std::vector<Pattern> excluded{};
+  };
+
+  static Pattern modelopt_pattern(const std::string& text);
+  static Pattern compressed_pattern(const std::string& text);
+  static std::vector<Pattern> patterns(const JsonFile& file, const std::string& key,
+                                       Pattern (*make)(const std::string&));
+  static std::optional<Rule> modelopt_rule(const JsonFile& file, const std::string& key,
+                                           const nlohmann::json& object);
+  void read_modelopt(const JsonFile& file, const std::string& key);
+  void read_compressed(const JsonFile& file, const std::string& key);
+  void check(const Source& source, const FoundLinear& linear) const;
+
+  std::string method_{};
+  std::string algorithm_{};  // ModelOpt's quant_algo
+  bool nvfp4_embedding_ = false;
+  std::vector<Source> sources_{};
+};
+
+// "NVFP4", as messages call a format.
+const char* format_name(Format format);
+
+}  // namespace nibble

@@ -1,0 +1,217 @@
+#include "compress/best_encoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "compress/error_feedback.h"
+#include "compress/round_to_nearest.h"
+
+namespace nibble {
+namespace {
+
+// An expert that saw fewer inputs than this many times its columns is rounded without them.
+constexpr double kFewestRowsPerColumn = 0.25;
+
+struct Stage {  // linears that can be encoded from one pass over the tokens
+  Block block = Block::kAttention;
+  std::set<Site> sites{};
+  bool last = false;  // of its block
+};
+
+const Stage kStages[] = {
+    {Block::kAttention, {Site::kQkvA}},
+    {Block::kAttention, {Site::kQB, Site::kKvB}},
+    {Block::kAttention, {Site::kO}, true},
+    {Block::kFeedForward, {Site::kGateUp, Site::kExpertsGateUp}},
+    {Block::kFeedForward, {Site::kDown, Site::kExpertsDown}, true},
+};
+
+bool is_expert(Site site) {
+  return site == Site::kExpertsGateUp || site == Site::kExpertsDown;
+}
+
+// What the quantized version of a stack is made of: a part for each linear group.
+class QuantizedStack {
+ public:
+  explicit QuantizedStack(const Weight& original) : original_(original) {}
+
+  void add(const LinearGroup& group, Encoded encoded) {
+    encoded_.emplace(group.first_row, std::move(encoded));
+  }
+
+  // Groups that were not added keep their original rows.
+  Weight weight(const std::vector<const PlannedGroup*>& groups) const {
+    using Held = std::pair<std::map<int64_t, Encoded>, std::shared_ptr<const void>>;
+    auto held = std::make_shared<Held>(encoded_, original_.source);
+    Weight w = original_;
+    w.resident = nullptr;
+    w.parts.clear();
+    for (const PlannedGroup* planned : groups) {
+      const LinearGroup& group = planned->group;
+      const auto found = held->first.find(group.first_row);
+      if (found != held->first.end()) {
+        w.parts.push_back(found->second.part());
+        continue;
+      }
+      for (const WeightPart& part : slice_rows(original_, group.first_row, group.rows)) {
+        w.parts.push_back(part);
+      }
+    }
+    w.source = held;
+    return w;
+  }
+
+ private:
+  const Weight& original_;
+  std::map<int64_t, Encoded> encoded_;
+};
+
+class BestEncoder : public LayerEncoder {
+ public:
+  BestEncoder(const Recipe& recipe, LayerRunner& runner, ThreadPool& pool)
+      : recipe_(recipe), runner_(runner), pool_(pool) {
+    runner_.embed(nullptr);
+  }
+
+  LayerReport encode_layer(const std::vector<PlannedGroup>& layer, const Emit& emit) override {
+    LayerReport report;
+    runner_.begin_layer(layer.front().group.layer);
+    for (const Stage& stage : kStages) {
+      observe(stage, layer);
+      encode(stage, layer, emit, report);
+      if (stage.last) advance(Version::kQuantized, stage.block);
+    }
+    report.stream_error = runner_.stream_error();
+    return report;
+  }
+
+  void pass_layer(int layer, const GlmLayer& quantized) override {
+    runner_.begin_layer(layer);
+    for (const Site site : {Site::kQkvA, Site::kQB, Site::kKvB, Site::kO, Site::kGateUp,
+                            Site::kDown, Site::kExpertsGateUp, Site::kExpertsDown}) {
+      if (!weight_at(quantized, site).empty()) runner_.replace(site, weight_at(quantized, site));
+    }
+    for (const Block block : {Block::kAttention, Block::kFeedForward}) {
+      advance(Version::kOriginal, block);
+      advance(Version::kQuantized, block);
+    }
+  }
+
+  Encoded encode_embedding(const PlannedGroup& embedding) override {
+    Encoded encoded =
+        round_to_nearest(*embedding.weight, embedding.group, embedding.precision, pool_);
+    QuantizedStack stack(*embedding.weight);
+    stack.add(embedding.group, encoded);
+    const Weight table = stack.weight({&embedding});
+    runner_.embed(&table);
+    return encoded;
+  }
+
+  Encoded encode_head(const PlannedGroup& head) override {
+    return round_to_nearest(*head.weight, head.group, head.precision, pool_);
+  }
+
+ private:
+  using Key = std::pair<Site, int>;  // site, expert
+
+  static Key key_of(const LinearGroup& group) { return {group.site, group.expert}; }
+
+  void advance(Version version, Block block) {
+    for (const Slab& slab : runner_.tokens().slabs()) {
+      runner_.run(version, block, slab, {}, /*advance=*/true, {});
+    }
+  }
+
+  // Gathers the moments of the stage's groups. The original version runs on to the end of the
+  // block in its last stage.
+  void observe(const Stage& stage, const std::vector<PlannedGroup>& layer) {
+    moments_.clear();
+    std::set<Site> sites, original_sites;
+    for (const PlannedGroup& planned : layer) {
+      const LinearGroup& group = planned.group;
+      if (!stage.sites.contains(group.site)) continue;
+      sites.insert(group.site);
+      const bool with_cross = !is_expert(group.site) && planned.precision == Precision::kNvfp4;
+      if (with_cross) original_sites.insert(group.site);
+      moments_[key_of(group)].reset(group.cols, with_cross);
+    }
+    std::map<Site, std::vector<float>> original;
+    for (const Slab& slab : runner_.tokens().slabs()) {
+      original.clear();
+      if (stage.last || !original_sites.empty()) {
+        runner_.run(Version::kOriginal, stage.block, slab, original_sites, stage.last,
+                    [&](Site site, const ObservedInputs& in) {
+                      original[site].assign(in.x, in.x + in.rows * in.cols);
+                    });
+      }
+      runner_.run(Version::kQuantized, stage.block, slab, sites, /*advance=*/false,
+                  [&](Site site, const ObservedInputs& in) {
+                    moments_.at({site, in.expert})
+                        .add(in.x, original[site].data(), in.rows, in.cols, pool_);
+                  });
+    }
+  }
+
+  void encode(const Stage& stage, const std::vector<PlannedGroup>& layer, const Emit& emit,
+              LayerReport& report) {
+    for (const Site site : stage.sites) {
+      std::vector<const PlannedGroup*> groups;
+      for (const PlannedGroup& planned : layer) {
+        if (planned.group.site == site) groups.push_back(&planned);
+      }
+      if (groups.empty()) continue;
+      const Weight& original = weight_at(runner_.original(), site);
+      QuantizedStack stack(original);
+      bool changed = false;
+      for (const PlannedGroup* planned : groups) {
+        if (planned->precision == Precision::kKept) continue;
+        const auto moments = moments_.find(key_of(planned->group));
+        Encoded encoded = encode_group(*planned, original, moments->second, report);
+        moments_.erase(moments);
+        emit(*planned, encoded);
+        stack.add(planned->group, std::move(encoded));
+        changed = true;
+      }
+      if (changed) runner_.replace(site, stack.weight(groups));
+    }
+  }
+
+  Encoded encode_group(const PlannedGroup& planned, const Weight& original, const Moments& moments,
+                       LayerReport& report) {
+    const LinearGroup& group = planned.group;
+    GroupReport entry{.name = group.name(), .precision = planned.precision, .tokens = moments.rows};
+    Encoded encoded;
+    if (planned.precision == Precision::kFp8) {
+      encoded = round_to_nearest(original, group, planned.precision, pool_);
+      encoded.input_amax = moments.amax;
+    } else {
+      std::vector<float> weights(size_t(group.rows * group.cols));
+      pool_.parallel_for(group.rows, [&](int64_t r) {
+        decode_rows(original, group, r, 1, weights.data() + r * group.cols);
+      });
+      FeedbackResult result =
+          encode_with_feedback(group.name(), weights, group.rows, moments, options_, pool_);
+      encoded = std::move(result.encoded);
+      entry.error = result.output_error;
+      entry.fell_back = double(moments.rows) < kFewestRowsPerColumn * double(group.cols);
+    }
+    report.groups.push_back(std::move(entry));
+    return encoded;
+  }
+
+  const Recipe& recipe_;
+  LayerRunner& runner_;
+  ThreadPool& pool_;
+  const FeedbackOptions options_{};
+  std::map<Key, Moments> moments_;
+};
+
+}  // namespace
+
+std::unique_ptr<LayerEncoder> make_best_encoder(const Recipe& recipe, LayerRunner& runner,
+                                                ThreadPool& pool) {
+  return std::make_unique<BestEncoder>(recipe, runner, pool);
+}
+
+}  // namespace nibble

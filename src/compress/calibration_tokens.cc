@@ -1,0 +1,49 @@
+#include "compress/calibration_tokens.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "base/check.h"
+
+namespace nibble {
+
+CalibrationTokens::CalibrationTokens(const std::vector<std::vector<int32_t>>& samples) {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a over lengths and tokens
+  const auto mix = [&](uint64_t value) { hash = (hash ^ value) * 0x100000001b3; };
+  for (const auto& sample : samples) {
+    const int rows = int(sample.size());
+    CHECK(rows > 0, "an empty sample");
+    if (slabs_.empty() || slabs_.back().batch.rows() + rows > kSlabRows) {
+      slabs_.push_back({.first_row = num_tokens_});
+    }
+    Slab& slab = slabs_.back();
+    Batch& batch = slab.batch;
+    batch.segments.push_back({.first_row = batch.rows(),
+                              .num_rows = rows,
+                              .context = 0,
+                              .first_page = int(batch.pages.size())});
+    for (int p = 0; p * kPageSize < rows; ++p) batch.pages.push_back(slab.num_pages++);
+    batch.tokens.insert(batch.tokens.end(), sample.begin(), sample.end());
+    num_tokens_ += rows;
+    mix(uint64_t(rows));
+    for (const int32_t token : sample) mix(uint64_t(token));
+  }
+  char text[32];
+  std::snprintf(text, sizeof text, "%zu-%016llx", samples.size(),
+                static_cast<unsigned long long>(hash));
+  key_ = text;
+}
+
+int CalibrationTokens::max_rows() const {
+  int most = 0;
+  for (const Slab& slab : slabs_) most = std::max(most, slab.batch.rows());
+  return most;
+}
+
+int CalibrationTokens::max_pages() const {
+  int most = 0;
+  for (const Slab& slab : slabs_) most = std::max(most, slab.num_pages);
+  return most;
+}
+
+}  // namespace nibble

@@ -1,0 +1,39 @@
+// CalibrationTokens: the samples that calibrate, cut into slabs that run through a layer at once.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "backend/batch.h"
+
+namespace nibble {
+
+struct Slab {
+  Batch batch{};          // whole samples, each with pages of its own
+  int64_t first_row = 0;  // of the residual stream
+  int num_pages = 0;
+};
+
+class CalibrationTokens {
+ public:
+  static constexpr int kPageSize = 16;
+  static constexpr int kSlabRows = 4096;  // a longer sample is a slab by itself
+
+  // No sample may be empty.
+  explicit CalibrationTokens(const std::vector<std::vector<int32_t>>& samples);
+
+  const std::vector<Slab>& slabs() const { return slabs_; }
+  int64_t num_tokens() const { return num_tokens_; }
+  int max_rows() const;   // of a slab
+  int max_pages() const;  // of a slab
+  // Changes with any token: the same key, the same calibration.
+  const std::string& key() const { return key_; }
+
+ private:
+  std::vector<Slab> slabs_;
+  int64_t num_tokens_ = 0;
+  std::string key_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,212 @@
+#include "compress/error_feedback.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/error.h"
+#include "compress/block_search.h"
+#include "compress/cholesky.h"
+#include "compress/matrix_product.h"
+#include "quant/nvfp4.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kBlock = nvfp4::kBlock;
+
+// Columns in the order in which they are rounded, and the factors of that order. Matrices that are
+// factored have the reverse order: then the upper factor of H's reverse gives R.
+class Order {
+ public:
+  Order(const Moments& moments, double damping) : n_(moments.cols), moments_(moments) {
+    const double count = double(std::max<int64_t>(moments.rows, 1));
+    double diagonal = 0;
+    for (int64_t k = 0; k < n_; ++k) diagonal += moments.inputs[size_t(k * n_ + k)] / count;
+    damping_ = damping * diagonal / double(n_) + 1e-12;
+    std::vector<double> weight(static_cast<size_t>(n_ / kBlock));
+    for (int64_t k = 0; k < n_; ++k) {
+      weight[size_t(k / kBlock)] += moments.inputs[size_t(k * n_ + k)];
+    }
+    blocks_.resize(weight.size());
+    std::iota(blocks_.begin(), blocks_.end(), 0);
+    std::stable_sort(blocks_.begin(), blocks_.end(),
+                     [&](int64_t a, int64_t b) { return weight[size_t(a)] > weight[size_t(b)]; });
+  }
+
+  // The column that is rounded at `place`.
+  int64_t column(int64_t place) const {
+    return blocks_[size_t(place / kBlock)] * kBlock + place % kBlock;
+  }
+  int64_t block(int64_t place) const { return blocks_[size_t(place)]; }
+
+  // Mean of x_j x_k.
+  double input(int64_t j, int64_t k) const {
+    return double(moments_.inputs[size_t(std::min(j, k) * n_ + std::max(j, k))]) /
+           double(std::max<int64_t>(moments_.rows, 1));
+  }
+
+  // U of the reversed, damped H, as FP32 [n, n].
+  std::vector<float> factor(const std::string& name, ThreadPool& pool) const {
+    std::vector<double> g(static_cast<size_t>(n_ * n_));
+    pool.parallel_for(n_, [&](int64_t i) {
+      const int64_t row = column(n_ - 1 - i);
+      for (int64_t j = i; j < n_; ++j) g[size_t(i * n_ + j)] = input(row, column(n_ - 1 - j));
+      g[size_t(i * n_ + i)] += damping_;
+    });
+    if (!factor_cholesky(g.data(), n_, pool)) {
+      throw Error(name + ": its inputs over the calibration text are not finite");
+    }
+    return {g.begin(), g.end()};
+  }
+
+ private:
+  const int64_t n_;
+  const Moments& moments_;
+  double damping_ = 0;
+  std::vector<int64_t> blocks_;
+};
+
+// weights += share * weights (C - H) (H + l)^-1
+void move_targets(std::vector<float>& weights, int64_t rows, const Moments& m, const Order& order,
+                  const std::vector<float>& u, double share, ThreadPool& pool) {
+  const int64_t n = m.cols;
+  const double count = double(std::max<int64_t>(m.rows, 1));
+  // C - H with its columns in the reversed order.
+  std::vector<float> change(static_cast<size_t>(n * n));
+  pool.parallel_for(n, [&](int64_t j) {
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t k = order.column(n - 1 - i);
+      change[size_t(j * n + i)] =
+          float(share * (double(m.cross[size_t(j * n + k)]) / count - order.input(j, k)));
+    }
+  });
+  std::vector<float> moved(static_cast<size_t>(rows * n));
+  add_product({.x = {.data = weights.data(), .depth_stride = 1, .stride = n},
+               .y = {.data = change.data(), .depth_stride = n},
+               .out = moved.data(),
+               .out_stride = n,
+               .rows = rows,
+               .cols = n,
+               .depth = n},
+              pool);
+  solve_cholesky(u.data(), n, moved.data(), rows, pool);
+  pool.parallel_for(rows, [&](int64_t r) {
+    for (int64_t i = 0; i < n; ++i) {
+      weights[size_t(r * n + order.column(n - 1 - i))] += moved[size_t(r * n + i)];
+    }
+  });
+}
+
+struct Factors {
+  std::vector<float> before, inside, weight;
+};
+
+Factors factors_of(const std::vector<float>& u, int64_t n, ThreadPool& pool) {
+  const int64_t blocks = n / kBlock;
+  Factors f{.before = std::vector<float>(size_t(128 * blocks * (blocks - 1))),
+            .inside = std::vector<float>(size_t(n * kBlock)),
+            .weight = std::vector<float>(static_cast<size_t>(n))};
+  pool.parallel_for(blocks, [&](int64_t b) {
+    for (int64_t c = 0; c < kBlock; ++c) {
+      const float* row = u.data() + (n - 1 - b * kBlock - c) * n;
+      const auto r = [&](int64_t place) { return row[n - 1 - place]; };
+      const float pivot = r(b * kBlock + c);
+      f.weight[size_t(b * kBlock + c)] = pivot * pivot;
+      for (int64_t j = 0; j < b * kBlock; ++j) {
+        f.before[size_t(128 * b * (b - 1) + j * kBlock + c)] = r(j) / pivot;
+      }
+      for (int64_t i = 0; i < c; ++i) {
+        f.inside[size_t((b * kBlock + i) * kBlock + c)] = r(b * kBlock + i) / pivot;
+      }
+    }
+  });
+  return f;
+}
+
+// Rounds `count` rows from `first` on.
+void round_rows(const std::vector<float>& targets, const Order& order, const Feedback& feedback,
+                const ScaleSearch& search, int64_t first, int64_t count, Encoded& out) {
+  const int64_t n = feedback.cols, blocks = n / kBlock;
+  std::vector<float> ordered(size_t(kFeedbackRows * n));
+  std::vector<uint8_t> codes(size_t(kFeedbackRows * n)), scales(size_t(kFeedbackRows * blocks));
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t p = 0; p < n; ++p) {
+      ordered[size_t(r * n + p)] = targets[size_t((first + r) * n + order.column(p))];
+    }
+  }
+  round_rows_with_feedback(feedback, search, count, ordered.data(), codes.data(), scales.data());
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t at = (first + r) * blocks + order.block(b);
+      out.scales[size_t(at)] = scales[size_t(r * blocks + b)];
+      const uint8_t* from = codes.data() + r * n + b * kBlock;
+      for (int64_t i = 0; i < kBlock / 2; ++i) {
+        out.codes[size_t(at * kBlock / 2 + i)] = uint8_t(from[2 * i] | from[2 * i + 1] << 4);
+      }
+    }
+  }
+}
+
+// Sum over rows of x H x'.
+double energy(const std::vector<float>& x, int64_t rows, const Moments& m, ThreadPool& pool) {
+  const int64_t n = m.cols;
+  std::vector<float> product(static_cast<size_t>(rows * n));
+  std::vector<float> whole(m.inputs);
+  pool.parallel_for(n, [&](int64_t i) {
+    for (int64_t j = 0; j < i; ++j) whole[size_t(i * n + j)] = m.inputs[size_t(j * n + i)];
+  });
+  add_product({.x = {.data = x.data(), .depth_stride = 1, .stride = n},
+               .y = {.data = whole.data(), .depth_stride = n},
+               .out = product.data(),
+               .out_stride = n,
+               .rows = rows,
+               .cols = n,
+               .depth = n},
+              pool);
+  double sum = 0;
+  for (size_t i = 0; i < x.size(); ++i) sum += double(product[i]) * x[i];
+  return sum;
+}
+
+}  // namespace
+
+FeedbackResult encode_with_feedback(const std::string& name, std::vector<float>& weights,
+                                    int64_t rows, const Moments& moments,
+                                    const FeedbackOptions& options, ThreadPool& pool) {
+  const int64_t n = moments.cols;
+  const double output = energy(weights, rows, moments, pool);
+  std::vector<float> original = weights;
+  const Order order(moments, options.damping);
+  const std::vector<float> u = order.factor(name, pool);
+  if (!moments.cross.empty() && options.target_share != 0) {
+    move_targets(weights, rows, moments, order, u, options.target_share, pool);
+  }
+  FeedbackResult result;
+  Encoded& out = result.encoded = Encoded::of(Precision::kNvfp4, rows, n);
+  float amax = 0;
+  for (const float w : weights) amax = std::max(amax, std::fabs(w));
+  out.tensor_scale = amax == 0 ? 1.0f : amax / (nvfp4::kE2M1Max * options.largest_scale);
+  out.input_amax = moments.amax;
+  const Factors factors = factors_of(u, n, pool);
+  const Feedback feedback{.cols = n,
+                          .before = factors.before.data(),
+                          .inside = factors.inside.data(),
+                          .weight = factors.weight.data()};
+  const ScaleSearch search{.tensor_scale = out.tensor_scale,
+                           .lowest = options.lowest_candidate,
+                           .highest = options.highest_candidate};
+  pool.parallel_for((rows + kFeedbackRows - 1) / kFeedbackRows, [&](int64_t i) {
+    const int64_t first = i * kFeedbackRows;
+    round_rows(weights, order, feedback, search, first,
+               std::min<int64_t>(kFeedbackRows, rows - first), out);
+  });
+  pool.parallel_for(rows, [&](int64_t r) {
+    out.decode_row(r, weights.data() + r * n);
+    for (int64_t k = 0; k < n; ++k) original[size_t(r * n + k)] -= weights[size_t(r * n + k)];
+  });
+  if (output > 0) result.output_error = std::sqrt(energy(original, rows, moments, pool) / output);
+  return result;
+}
+
+}  // namespace nibble

@@ -1,0 +1,39 @@
+// NVFP4 rounding that loses the least output over the calibration inputs (GPTQ).
+//
+// With H = E[x x'] over inputs x of the model quantized so far and C = E[x_original x']:
+//   1. targets  T = W + a W (C - H) (H + l)^-1: a of the way from W x to W x_original
+//   2. blocks of 16 columns are rounded in order of falling diagonal of H; with H + l = R R', R
+//   upper
+//      in that order, column k is rounded from T_k + sum over j < k of (T - Q)_j R_jk / R_kk, which
+//      leaves R_kk^2 times its squared error in the output
+//   3. a block's E4M3 scale is the candidate that leaves the least in its 16 columns
+// l is a share of H's mean diagonal.
+#pragma once
+
+#include <string>
+
+#include "compress/encoded.h"
+#include "compress/moments.h"
+
+namespace nibble {
+
+struct FeedbackOptions {
+  double target_share = 0.5;  // a; needs Moments::cross
+  double damping = 0.01;      // l
+  float largest_scale = 256;  // tensor scale = largest target / (6 * this)
+  int lowest_candidate = -7;  // E4M3 codes around that of the block's largest magnitude
+  int highest_candidate = 6;
+};
+
+struct FeedbackResult {
+  Encoded encoded{};
+  double output_error = 0;  // sqrt(E |(Q - W) x|^2 / E |W x|^2)
+};
+
+// weights [rows, moments.cols] are overwritten. Throws Error that names `name`: the moments are not
+// finite.
+FeedbackResult encode_with_feedback(const std::string& name, std::vector<float>& weights,
+                                    int64_t rows, const Moments& moments,
+                                    const FeedbackOptions& options, ThreadPool& pool);
+
+}  // namespace nibble

@@ -1,0 +1,128 @@
+// out += x^T y. Per chunk of the depth both operands are packed into panels, x 6 columns wide and y
+// 4 vectors wide (2 where there are 16 registers), so that a tile of 6 x 4 accumulators reads two
+// streams.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "compress/matrix_product.cc"
+#include "compress/matrix_product.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "hwy/foreach_target.h"  // before simd-inl.h
+// clang-format off
+#include "backend/cpu/simd-inl.h"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace nibble {
+namespace HWY_NAMESPACE {
+
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = kVectorRegisters == 32 ? 4 : 2;
+
+// The columns [first, first + width) of the operand, [depth][width], zeros beyond `count`.
+template <typename T>
+void pack_panel(const Operand<T>& from, int64_t t0, int64_t depth, int64_t first, int64_t count,
+                int64_t width, bool negate, T* to) {
+  const int64_t used = std::min(width, count - first);
+  for (int64_t t = 0; t < depth; ++t, to += width) {
+    const T* row = from.data + (t0 + t) * from.depth_stride + first * from.stride;
+    for (int64_t i = 0; i < used; ++i)
+      to[i] = negate ? -row[i * from.stride] : row[i * from.stride];
+    for (int64_t i = used; i < width; ++i) to[i] = 0;
+  }
+}
+
+template <typename T>
+HWY_NOINLINE void multiply_tile(const T* x, const T* y, int64_t depth, int64_t rows, int64_t cols,
+                                T* out, int64_t out_stride) {
+  const hn::ScalableTag<T> d;
+  constexpr int64_t kWidth = int64_t(HWY_LANES(T)) * kTileVectors;
+  hn::Vec<hn::ScalableTag<T>> sum[kTileRows][kTileVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) sum[r][v] = hn::Zero(d);
+  }
+  for (int64_t t = 0; t < depth; ++t, x += kTileRows, y += kWidth) {
+    hn::Vec<hn::ScalableTag<T>> factors[kTileVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) factors[v] = hn::LoadU(d, y + v * HWY_LANES(T));
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+      const auto factor = hn::Set(d, x[r]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) sum[r][v] = hn::MulAdd(factors[v], factor, sum[r][v]);
+    }
+  }
+  T row[kWidth];
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) hn::StoreU(sum[r][v], d, row + v * HWY_LANES(T));
+    if (r >= rows) continue;
+    T* to = out + r * out_stride;
+    for (int64_t c = 0; c < cols; ++c) to[c] += row[c];
+  }
+}
+
+template <typename T>
+void add_product_of(const MatrixProduct<T>& p, ThreadPool& pool) {
+  constexpr int64_t kWidth = int64_t(HWY_LANES(T)) * kTileVectors;
+  const int64_t row_tiles = (p.rows + kTileRows - 1) / kTileRows;
+  const int64_t col_tiles = (p.cols + kWidth - 1) / kWidth;
+  const int64_t chunk = std::min(p.depth, kProductDepth);
+  std::vector<T> x(size_t(row_tiles * kTileRows * chunk)), y(size_t(col_tiles * kWidth * chunk));
+  for (int64_t t0 = 0; t0 < p.depth; t0 += kProductDepth) {
+    const int64_t depth = std::min(kProductDepth, p.depth - t0);
+    pool.parallel_for(row_tiles + col_tiles, [&](int64_t i) {
+      if (i < row_tiles) {
+        pack_panel(p.x, t0, depth, i * kTileRows, p.rows, kTileRows, p.subtract,
+                   x.data() + i * kTileRows * depth);
+      } else {
+        const int64_t j = i - row_tiles;
+        pack_panel(p.y, t0, depth, j * kWidth, p.cols, kWidth, false,
+                   y.data() + j * kWidth * depth);
+      }
+    });
+    // Column tiles are dealt in turn: with `upper` their work grows from left to right.
+    pool.run([&](int share) {
+      for (int64_t j = share; j < col_tiles; j += pool.size()) {
+        const int64_t col = j * kWidth, cols = std::min(kWidth, p.cols - col);
+        const int64_t last_row = p.upper ? std::min(p.rows, col + cols) : p.rows;
+        for (int64_t row = 0; row < last_row; row += kTileRows) {
+          multiply_tile(x.data() + row * depth, y.data() + j * kWidth * depth, depth,
+                        std::min<int64_t>(kTileRows, p.rows - row), cols,
+                        p.out + row * p.out_stride + col, p.out_stride);
+        }
+      }
+    });
+  }
+}
+
+void add_product_f32(const MatrixProduct<float>& product, ThreadPool& pool) {
+  add_product_of(product, pool);
+}
+void add_product_f64(const MatrixProduct<double>& product, ThreadPool& pool) {
+  add_product_of(product, pool);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nibble
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nibble {
+
+HWY_EXPORT(add_product_f32);
+HWY_EXPORT(add_product_f64);
+
+void add_product(const MatrixProduct<float>& product, ThreadPool& pool) {
+  HWY_DYNAMIC_DISPATCH(add_product_f32)(product, pool);
+}
+void add_product(const MatrixProduct<double>& product, ThreadPool& pool) {
+  HWY_DYNAMIC_DISPATCH(add_product_f64)(product, pool);
+}
+
+}  // namespace nibble
+#endif

@@ -1,0 +1,298 @@
+#include "compress/quantize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+#include "base/error.h"
+#include "compress/disk_layout.h"
+#include "compress/round_to_nearest.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+
+constexpr char kJournal[] = "progress.json";
+constexpr char kReport[] = "quantization_report.json";
+
+// Files of a checkpoint that stay true when its weights are quantized.
+constexpr const char* kCopiedFiles[] = {"generation_config.json",
+                                        "tokenizer.json",
+                                        "tokenizer_config.json",
+                                        "chat_template.jinja",
+                                        "special_tokens_map.json",
+                                        "added_tokens.json",
+                                        "vocab.json",
+                                        "merges.txt",
+                                        "LICENSE",
+                                        "LICENSE.txt",
+                                        "NOTICE",
+                                        "NOTICE.md"};
+
+std::string read_file(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream bytes;
+  bytes << file.rdbuf();
+  if (!file) throw Error(path.string() + ": cannot be read");
+  return bytes.str();
+}
+
+void refuse_quantized(const fs::path& folder, const GlmConfig& config,
+                      const Checkpoint& checkpoint) {
+  std::string what = config.quantization.empty() ? "" : "its config.json has quantization_config";
+  for (const auto& [name, tensor] : checkpoint.tensors()) {
+    const bool plain = tensor.dtype == DType::kBF16 || tensor.dtype == DType::kF32;
+    if (what.empty() && !plain) what = name + " is " + dtype_name(tensor.dtype);
+  }
+  if (what.empty()) return;
+  throw Error(folder.string() + ": is quantized already (" + what +
+              "); start from the BF16 checkpoint");
+}
+
+// What a resumed run must have in common with the one that was stopped.
+ordered_json settings_of(const QuantizeOptions& o, const Recipe& recipe) {
+  return {{"source", fs::absolute(o.source).string()},
+          {"recipe", o.recipe},
+          {"format", o.format},
+          {"label", recipe.label()},
+          {"calibration", o.calibration_key}};
+}
+
+class QuantizeRun {
+ public:
+  explicit QuantizeRun(QuantizeJob& job)
+      : job_(job),
+        options_(job.options),
+        config_(GlmConfig::load(options_.source)),
+        checkpoint_(Checkpoint::open(options_.source)) {
+    refuse_quantized(options_.source, config_, checkpoint_);
+    weights_ = GlmWeights::load(checkpoint_, config_);
+    recipe_ = Recipe::make(options_, config_, weights_);
+    plan();
+    writer_ = std::make_unique<CheckpointWriter>(
+        options_.target, tensors_,
+        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
+  }
+
+  QuantizeReport run() {
+    auto encoder = job_.make_encoder(recipe_, config_, weights_);
+    const int done = options_.resume ? read_journal() : 0;
+    if (done > 0) {
+      pass_layers(*encoder, done);
+    } else {
+      copy_tensors();
+      write_single(recipe_.embedding,
+                   [&](auto& planned) { return encoder->encode_embedding(planned); });
+    }
+    for (int l = done; l < config_.num_layers; ++l) {
+      progress(l);
+      layers_.push_back(encode_layer(*encoder, recipe_.layers[size_t(l)]));
+      layers_.back().layer = l;
+      write_journal();
+    }
+    write_single(recipe_.lm_head, [&](auto& planned) { return encoder->encode_head(planned); });
+    progress(config_.num_layers);
+    QuantizeReport report{.label = recipe_.label(),
+                          .layers = layers_,
+                          .source_bytes = checkpoint_.size_bytes(),
+                          .target_bytes = writer_->size_bytes()};
+    write_files(report);
+    fs::remove(writer_->partial_folder() / kJournal);
+    writer_->finish();
+    return report;
+  }
+
+ private:
+  // Tensors in the order of the model: what is copied first, then layer by layer.
+  void plan() {
+    std::set<std::string> replaced;
+    recipe_.for_each([&](const PlannedGroup& planned) {
+      for (const Linear& linear : planned.group.linears) replaced.insert(linear.name + ".weight");
+      replaced.insert(planned.weight->name);  // packed experts
+    });
+    for (const auto& [name, tensor] : checkpoint_.tensors()) {
+      if (replaced.contains(name)) continue;
+      copied_.push_back(name);
+      tensors_.push_back({name, tensor.dtype, tensor.shape});
+    }
+    recipe_.for_each([&](const PlannedGroup& planned) {
+      for (TensorPlan& tensor : plan_tensors(recipe_, planned)) {
+        tensors_.push_back(std::move(tensor));
+      }
+      weights_total_ += planned.group.rows * planned.group.cols;
+    });
+  }
+
+  void copy_tensors() {
+    for (const std::string& name : copied_) {
+      const StoredTensor& tensor = *checkpoint_.find(name);
+      writer_->write(name, tensor.data, tensor.size_bytes);
+    }
+  }
+
+  template <typename Encode>
+  void write_single(const PlannedGroup& planned, Encode&& encode) {
+    if (planned.precision == Precision::kKept) {
+      write_kept(planned, *writer_);
+    } else {
+      write_encoded(recipe_, planned, encode(planned), *writer_);
+    }
+    weights_done_ += planned.group.rows * planned.group.cols;
+  }
+
+  LayerReport encode_layer(LayerEncoder& encoder, const std::vector<PlannedGroup>& layer) {
+    for (const PlannedGroup& planned : layer) {
+      if (planned.precision == Precision::kKept) write_kept(planned, *writer_);
+    }
+    LayerReport report =
+        encoder.encode_layer(layer, [&](const PlannedGroup& planned, const Encoded& encoded) {
+          write_encoded(recipe_, planned, encoded, *writer_);
+        });
+    for (const PlannedGroup& planned : layer) {
+      weights_done_ += planned.group.rows * planned.group.cols;
+    }
+    return report;
+  }
+
+  void pass_layers(LayerEncoder& encoder, int done) {
+    GlmConfig config = config_;
+    config.quantization = {};
+    const GlmWeights written =
+        GlmWeights::load(Checkpoint::open(writer_->partial_folder()), config);
+    for (int l = 0; l < done; ++l) {
+      progress(l);
+      encoder.pass_layer(l, written.layers[size_t(l)]);
+      for (const PlannedGroup& planned : recipe_.layers[size_t(l)]) {
+        weights_done_ += planned.group.rows * planned.group.cols;
+      }
+    }
+  }
+
+  void write_journal() {
+    writer_->sync();
+    if (recipe_.calibrates()) writer_->keep();
+    ordered_json layers = ordered_json::array();
+    for (const LayerReport& layer : layers_) layers.push_back(to_json(layer));
+    const ordered_json journal = {{"settings", settings_of(options_, recipe_)}, {"layers", layers}};
+    writer_->write_file(kJournal, journal.dump(1) + "\n");
+  }
+
+  // The number of layers that an earlier run finished.
+  int read_journal() {
+    const fs::path path = writer_->partial_folder() / kJournal;
+    if (!fs::exists(path)) return 0;
+    const JsonFile journal = JsonFile::load(path);
+    if (journal.root().value("settings", nlohmann::json()) !=
+        nlohmann::json(settings_of(options_, recipe_))) {
+      throw Error(path.string() + ": --resume needs the model and options of the run that was " +
+                  "stopped; delete " + writer_->partial_folder().string() + " to start afresh");
+    }
+    try {
+      for (const auto& layer : journal.root().at("layers")) {
+        layers_.push_back(layer_report_of(layer));
+      }
+    } catch (const nlohmann::json::exception& e) {
+      throw Error(path.string() + ": is damaged: " + e.what());
+    }
+    return int(layers_.size());
+  }
+
+  void write_files(const QuantizeReport& report) {
+    for (const char* name : kCopiedFiles) {
+      const fs::path path = options_.source / name;
+      if (fs::is_regular_file(path)) writer_->write_file(name, read_file(path));
+    }
+    auto config = ordered_json::parse(read_file(options_.source / "config.json"));
+    config["quantization_config"] = quantization_config(recipe_, config_);
+    writer_->write_file("config.json", config.dump(2) + "\n");
+    if (recipe_.format == DiskFormat::kModelOpt) {
+      writer_->write_file("hf_quant_config.json", hf_quant_config(recipe_, config_).dump(4) + "\n");
+    }
+    writer_->write_file(kReport, to_json(report).dump(1) + "\n");
+  }
+
+  void progress(int layer) {
+    if (!job_.on_progress) return;
+    job_.on_progress({.share = double(weights_done_) / double(weights_total_),
+                      .layer = layer,
+                      .num_layers = config_.num_layers});
+  }
+
+  QuantizeJob& job_;
+  const QuantizeOptions& options_;
+  const GlmConfig config_;
+  const Checkpoint checkpoint_;
+  GlmWeights weights_;
+  Recipe recipe_;
+  std::vector<TensorPlan> tensors_;
+  std::vector<std::string> copied_;
+  std::unique_ptr<CheckpointWriter> writer_;
+  std::vector<LayerReport> layers_;
+  int64_t weights_done_ = 0, weights_total_ = 0;
+};
+
+class NearestEncoder : public LayerEncoder {
+ public:
+  explicit NearestEncoder(ThreadPool& pool) : pool_(pool) {}
+
+  LayerReport encode_layer(const std::vector<PlannedGroup>& layer, const Emit& emit) override {
+    LayerReport report;
+    for (const PlannedGroup& planned : layer) {
+      if (planned.precision == Precision::kKept) continue;
+      const Encoded encoded = encode(planned);
+      report.groups.push_back({.name = planned.group.name(),
+                               .precision = planned.precision,
+                               .error = weight_error(planned, encoded)});
+      emit(planned, encoded);
+    }
+    return report;
+  }
+  void pass_layer(int, const GlmLayer&) override {}
+  Encoded encode_embedding(const PlannedGroup& embedding) override { return encode(embedding); }
+  Encoded encode_head(const PlannedGroup& head) override { return encode(head); }
+
+ private:
+  Encoded encode(const PlannedGroup& planned) {
+    return round_to_nearest(*planned.weight, planned.group, planned.precision, pool_);
+  }
+
+  double weight_error(const PlannedGroup& planned, const Encoded& encoded) {
+    const size_t cols = size_t(encoded.cols);
+    std::vector<double> change(size_t(pool_.size())), value(size_t(pool_.size()));
+    pool_.run([&](int share) {
+      std::vector<float> before(cols), after(cols);
+      const int64_t last = encoded.rows * (share + 1) / pool_.size();
+      for (int64_t r = encoded.rows * share / pool_.size(); r < last; ++r) {
+        decode_rows(*planned.weight, planned.group, r, 1, before.data());
+        encoded.decode_row(r, after.data());
+        for (size_t k = 0; k < cols; ++k) {
+          const double d = double(after[k]) - before[k];
+          change[size_t(share)] += d * d;
+          value[size_t(share)] += double(before[k]) * before[k];
+        }
+      }
+    });
+    double changes = 0, values = 0;
+    for (const double x : change) changes += x;
+    for (const double x : value) values += x;
+    return values > 0 ? std::sqrt(changes / values) : 0;
+  }
+
+  ThreadPool& pool_;
+};
+
+}  // namespace
+
+QuantizeReport QuantizeJob::run() {
+  return QuantizeRun(*this).run();
+}
+
+std::unique_ptr<LayerEncoder> make_nearest_encoder(ThreadPool& pool) {
+  return std::make_unique<NearestEncoder>(pool);
+}
+
+}  // namespace nibble

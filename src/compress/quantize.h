@@ -1,0 +1,52 @@
+// Quantization of a checkpoint, layer by layer: plan, encode, write, with what has been done kept
+// for a run that resumes.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "base/thread_pool.h"
+#include "compress/recipe.h"
+#include "compress/report.h"
+
+namespace nibble {
+
+// How a recipe encodes; one object works through the layers in rising order.
+class LayerEncoder {
+ public:
+  using Emit = std::function<void(const PlannedGroup&, const Encoded&)>;
+
+  virtual ~LayerEncoder() = default;
+  // Encodes all groups of the layer that are not kept, in any order.
+  virtual LayerReport encode_layer(const std::vector<PlannedGroup>& layer, const Emit& emit) = 0;
+  // The layer is done already: `quantized` is what an earlier run wrote.
+  virtual void pass_layer(int layer, const GlmLayer& quantized) = 0;
+  // Embedding (before all layers) and head (after them), when they are not kept.
+  virtual Encoded encode_embedding(const PlannedGroup& embedding) = 0;
+  virtual Encoded encode_head(const PlannedGroup& head) = 0;
+};
+
+struct QuantizeProgress {
+  double share = 0;  // of the weights that are done, 0 .. 1
+  int layer = 0;     // the one at work
+  int num_layers = 0;
+};
+
+// Opens the source, makes the recipe and writes the target. `make_encoder` is called once, with the
+// model's own weights, not uploaded. Throws Error: whatever of source, target or options is wrong;
+// then nothing stands at `options.target`.
+struct QuantizeJob {
+  using MakeEncoder = std::function<std::unique_ptr<LayerEncoder>(
+      const Recipe& recipe, const GlmConfig& config, const GlmWeights& weights)>;
+
+  QuantizeOptions options{};
+  MakeEncoder make_encoder{};
+  std::function<void(const QuantizeProgress&)> on_progress{};
+
+  QuantizeReport run();
+};
+
+// The encoder of recipe rtn.
+std::unique_ptr<LayerEncoder> make_nearest_encoder(ThreadPool& pool);
+
+}  // namespace nibble

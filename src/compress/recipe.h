@@ -1,0 +1,70 @@
+// Recipe: which linears of a model are stored in which precision, and by which method they get
+// there.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "compress/encoded.h"
+#include "compress/linears.h"
+
+namespace nibble {
+
+enum class Method : uint8_t { kRoundToNearest, kAwqLite, kBest };
+enum class DiskFormat : uint8_t { kModelOpt, kCompressedTensors };
+
+struct QuantizeOptions {
+  std::filesystem::path source{};
+  std::filesystem::path target{};
+  std::string recipe = "best";          // rtn | awq-lite | best
+  std::vector<std::string> exclude{};   // patterns of linears that stay as they are
+  std::vector<std::string> fp8{};       // patterns of linears in FP8
+  std::string format = "modelopt";      // modelopt | compressed-tensors
+  std::string kv_cache_dtype = "auto";  // auto | fp8: a note for engines, nothing else
+  std::string lm_head = "bf16";         // bf16 | fp8 | nvfp4
+  std::string embed = "bf16";           // bf16 | nvfp4
+  bool fold = false;                    // awq-lite: no pre_quant_scale in the result
+  std::string calibration_key{};        // changes with the calibration tokens
+  std::filesystem::path spill{};        // folder for activations; empty: memory
+  bool resume = false;
+  int64_t file_bytes = 5'000'000'000;
+};
+
+struct PlannedGroup {
+  LinearGroup group{};
+  const Weight* weight = nullptr;
+  Precision precision = Precision::kNvfp4;
+  bool has_input_scale = false;  // stores the largest input that calibration saw
+  bool has_pre_quant_scale = false;
+};
+
+struct Recipe {
+  Method method = Method::kBest;
+  DiskFormat format = DiskFormat::kModelOpt;
+  bool kv_cache_fp8 = false;
+  std::vector<std::vector<PlannedGroup>> layers{};
+  PlannedGroup embedding{};
+  PlannedGroup lm_head{};
+
+  // Throws Error that names the flag: an unknown name, a pattern that matches no linear or only
+  // some of a group, columns that are no multiple of 16. `weights` must outlive the result.
+  static Recipe make(const QuantizeOptions& options, const GlmConfig& config,
+                     const GlmWeights& weights);
+
+  bool calibrates() const { return method != Method::kRoundToNearest; }
+  // "W4A16_NVFP4", as ModelOpt labels it.
+  std::string label() const;
+  bool has(Precision precision) const;  // in any group
+  // Visits every group: embedding, layers, head.
+  template <typename Visit>
+  void for_each(Visit&& visit) const {
+    visit(embedding);
+    for (const auto& layer : layers) {
+      for (const PlannedGroup& planned : layer) visit(planned);
+    }
+    visit(lm_head);
+  }
+};
+
+}  // namespace nibble
