@@ -304,8 +304,8 @@ RoutingResult run_route(Backend& backend, const Weight& router, const Weight& bi
                         const RouterShape& shape, const std::vector<float>& x, int64_t rows) {
   const Weight w = backend.upload(router), b = backend.upload(bias);
   DeviceMatrix in(backend, rows, router.cols, x, backend.activation_dtype());
-  DeviceMatrix experts(backend, rows, shape.top_k, DType::kI32),
-      weights(backend, rows, shape.top_k);
+  const int columns = shape.top_k + shape.num_shared;
+  DeviceMatrix experts(backend, rows, columns, DType::kI32), weights(backend, rows, columns);
   backend.route(in.tensor(), w, b, shape, {experts.tensor(), weights.tensor()});
   return {experts.ints(), weights.floats()};
 }
@@ -313,7 +313,8 @@ RoutingResult run_route(Backend& backend, const Weight& router, const Weight& bi
 TEST_P(BackendTest, Route) {
   for (const auto& [rows, experts] :
        {std::pair<int64_t, int>{1, 16}, {9, 64}, {33, 48}, {0, 16}, {4, 5}}) {
-    const RouterShape shape{.num_experts = experts, .top_k = 4, .scaling = 1.8f};
+    const RouterShape shape{
+        .num_experts = experts, .top_k = 4, .num_shared = experts % 3, .scaling = 1.8f};
     const Weight router = random_weight("r", Use::kRouter, Format::kBF16, 1, experts, 256, random_);
     const Weight bias = random_weight("b", Use::kVector, Format::kF32, 1, 1, experts, random_);
     const auto x = activations(rows * 256);

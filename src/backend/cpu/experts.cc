@@ -106,7 +106,8 @@ void Experts::multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_
 
 void Experts::compute_inner(int thread, const Weight& gate_up, int64_t width) {
   const PackedWeight& w = packed(gate_up);
-  const int64_t block = rows_per_block(gate_up.cols);
+  const Kernel& kernel = workers_.kernel(w.panels.first.format);
+  const int64_t block = kernel.block_rows(gate_up.cols);
   const int64_t chunks = (width + kPanelRows - 1) / kPanelRows;
   constexpr int64_t kGateSize = kColumnsAtOnce, kSize = 2 * kColumnsAtOnce + kPanelRows;
   float* gate = wide_[size_t(thread)].fit(size_t(block * kSize));

@@ -23,8 +23,8 @@ struct Share {
 
 class Workers {
  public:
-  // 0 threads: the machine's physical cores. `exact`: multiply() is multiply_exactly().
-  Workers(int threads, bool exact);
+  // 0 threads: the machine's physical cores. `exact`: never rounds inputs.
+  explicit Workers(int threads, bool exact = false);
 
   int size() const { return pool_.size(); }
   ThreadPool& pool() { return pool_; }
