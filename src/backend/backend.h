@@ -136,6 +136,11 @@ class Backend {
   // Per head: q = [q_nope | rotate(q_rope)], k = [kv_b[:nope] c | rope key], v = kv_b[nope:] c over
   // the cached records c of positions 0 .. own; out = softmax(q k^T / sqrt(query_dim)) v.
   // q [T, heads * query_dim], out [T, heads * value_dim]. All rows are stored before.
+  // A backend may compute a segment that is `expanded` in another order: with keys and values made
+  // of the records first, which pays from some hundreds of rows on and costs as much as that for
+  // fewer. A row then has the same bits in any chunk of an expanded segment, but not the bits that
+  // it has in a segment that is not. So that results do not depend on the batch, who makes batches
+  // sets the flag by the request alone: all chunks of a prompt, or none.
   virtual void mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
                              const Batch& batch, const KvLayer& cache, Tensor out) = 0;
 

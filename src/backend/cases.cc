@@ -67,7 +67,9 @@ std::vector<AttentionCase> attention_cases() {
     cases.push_back({4, format, 16, {{63, 1}, {64, 1}, {200, 1}}});
     cases.push_back({4, format, 5, {{7, 3}, {0, 20}, {129, 1}}});
     cases.push_back({20, format, 64, {{100, 2}, {5, 1}}});
+    cases.push_back({2, format, 16, {{7, 3}, {0, 130}, {64, 65}}, Format::kBF16, false, true});
   }
+  cases.push_back({1, KvFormat::kInt8, 64, {{4050, 100}}, Format::kNvfp4, false, true});
   cases.push_back({1, KvFormat::kBF16, 16, {{1100, 1}}});
   cases.push_back({3, KvFormat::kBF16, 16, {{600, 70}}});
   for (const Format format : {Format::kNvfp4, Format::kFp8, Format::kInt4}) {

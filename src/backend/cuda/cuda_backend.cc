@@ -169,9 +169,9 @@ void CudaBackend::mla_store(Tensor kv, const Weight& gain, const MlaShape& shape
   cuda::mla_store(context(), kv, gain, shape, cache);
 }
 
-void CudaBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape, const Batch&,
-                                const KvLayer& cache, Tensor out) {
-  cuda::mla_attention(context(), q, kv_b, shape, cache, out);
+void CudaBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
+                                const Batch& batch, const KvLayer& cache, Tensor out) {
+  cuda::mla_attention(context(), q, kv_b, shape, batch, cache, out);
 }
 
 void CudaBackend::route(Tensor x, const Weight& router, const Weight& bias,
