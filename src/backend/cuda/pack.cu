@@ -1,5 +1,6 @@
 // Packs matrices for the tensor cores (packed.h): a thread makes 16 bytes of codes or values.
 #include <algorithm>
+#include <vector>
 
 #include "backend/cuda/device.h"
 #include "backend/cuda/packed.h"
@@ -177,10 +178,17 @@ __global__ void pack_factors_kernel(PackTask task, const __grid_constant__ Sourc
   task.factors[i] = coded ? s->global_scale * kNvfp4Factor : 1.0f;
 }
 
+// What kernels here read from its stored bytes; the rest is decoded on the host.
+bool is_read_here(const WeightPart& part) {
+  return part.input_scales == nullptr &&
+         (part.format == Format::kF32 || part.format == Format::kBF16 ||
+          part.format == Format::kNvfp4);
+}
+
 // NVFP4 and BF16 where all parts are; else F32, which holds the values of any format.
 Format common_format(const Weight& w) {
   const Format first = w.parts.front().format;
-  const auto same = [&](const WeightPart& p) { return p.format == first; };
+  const auto same = [&](const WeightPart& p) { return p.format == first && is_read_here(p); };
   return std::ranges::all_of(w.parts, same) ? first : Format::kF32;
 }
 
@@ -210,7 +218,7 @@ class Copier {
     int64_t part_row = 0;
     for (const WeightPart& part : host_.parts) {
       const int64_t from = std::max(first, part_row), until = std::min(end, part_row + part.rows);
-      if (from < until) add_part(part, from - part_row, until - from, matrix_row + from - first);
+      if (from < until) add_part(part, part_row, from, until - from, matrix_row + from - first);
       part_row += part.rows;
     }
   }
@@ -218,18 +226,32 @@ class Copier {
   const Sources& sources() const { return sources_; }
 
  private:
-  void add_part(const WeightPart& part, int64_t skip, int64_t rows, int64_t matrix_row) {
+  // Rows [from, from + rows) of the stack, of a part that begins at row `part_row`.
+  void add_part(const WeightPart& part, int64_t part_row, int64_t from, int64_t rows,
+                int64_t matrix_row) {
     CHECK(sources_.count < kMaxSources, "%s: too many parts in a matrix", host_.name.c_str());
     Source& s = sources_.source[sources_.count++];
-    s.format = part.format;
-    s.global_scale = part.global_scale;
     s.first_row = int(matrix_row);
     s.rows = int(rows);
-    const int64_t scales_a_row = host_.cols / nvfp4::kBlock;
+    if (!is_read_here(part)) return add_decoded(s, from, rows);
+    s.format = part.format;
+    s.global_scale = part.global_scale;
+    const int64_t skip = from - part_row, scales_a_row = host_.cols / nvfp4::kBlock;
     const bool coded = part.format == Format::kNvfp4;
-    const int64_t bytes_a_row = coded ? host_.cols / 2 : storage_bytes(part.format, 1, host_.cols);
+    const int64_t bytes_a_row =
+        coded ? host_.cols / 2 : host_.cols * (part.format == Format::kF32 ? 4 : 2);
     s.values = copy(part.values + skip * bytes_a_row, rows * bytes_a_row);
     if (coded) s.block_scales = copy(part.block_scales + skip * scales_a_row, rows * scales_a_row);
+  }
+
+  void add_decoded(Source& s, int64_t from, int64_t rows) {
+    std::vector<float> values(size_t(rows * host_.cols));
+    for (int64_t r = 0; r < rows; ++r) {
+      decode_row(host_, from + r, values.data() + r * host_.cols);
+    }
+    s.format = Format::kF32;
+    s.values = copy(reinterpret_cast<const uint8_t*>(values.data()),
+                    int64_t(values.size() * sizeof(float)));
   }
 
   const uint8_t* copy(const uint8_t* from, int64_t bytes) {
@@ -290,7 +312,7 @@ std::shared_ptr<const void> pack_matrices(const Uploads& to, const Weight& host,
   w.data = data;
   w.factors = scales;
 
-  const int64_t row_bytes = storage_bytes(Format::kF32, 1, host.cols);
+  const int64_t row_bytes = host.cols * int64_t(sizeof(float));
   const int tiles_at_once =
       int(std::clamp<int64_t>(int64_t(kChunkBytes) / (row_bytes * kTileRows), 1, w.tiles));
   const DeviceMemory raw(size_t(tiles_at_once * kTileRows * row_bytes) + 2 * kMaxSources * 256);
