@@ -75,6 +75,7 @@ void* CudaBackend::allocate(size_t bytes) {
 
 void CudaBackend::free(void* memory) {
   if (memory == nullptr) return;
+  if (cudaStreamSynchronize(stream_) != cudaSuccess) norm_.reset();
   context();
   cudaStreamSynchronize(stream_);  // on a lost card, too, memory is given back
   replay_.clear();                 // a record may hold its address
