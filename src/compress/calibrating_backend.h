@@ -36,6 +36,8 @@ class CalibratingBackend : public Backend {
 
   std::string description() const override { return inner_.description(); }
   MachineLimits measure_limits() override { return inner_.measure_limits(); }
+  MemoryState memory() const override { return inner_.memory(); }
+  bool is_card() const override { return inner_.is_card(); }
   DType product_input_dtype(Format format) const override {
     return inner_.product_input_dtype(format);
   }
