@@ -7,7 +7,7 @@
 // undivided; fewer rows make smaller tiles with the same sums. The tensor's scale multiplies the
 // sum.
 //
-// For products of many rows only (Backend::wide_rows): decoding costs as much as 40 rows.
+// For products of many rows only (Backend::wide_rows): decoding costs as much as 50 rows.
 //
 // Measured on one core of a 16-core Xeon guest (peak 2,931 GFLOP/s from registers): 256 rows 1,114
 // GFLOP/s (38%), 64 rows 780, 32 rows 541; 16-bit integers reach 151 there.
