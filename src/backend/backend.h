@@ -11,6 +11,11 @@
 // precision and order of summation over K are the same for any number of rows, and attention reads
 // latents as stored, those of its own chunk too.
 //
+// A backend may make one exception, for which prefill is several times faster: products of
+// wide_rows() rows or more may round their inputs otherwise than products of fewer (AMX multiplies
+// BF16 at seven times the rate of 16-bit integers, but decoding to BF16 halves the speed of one
+// row). Then a row's bits also depend on which of the two it was, and on nothing else.
+//
 // One thread at a time calls a backend. Operations do not fail (CHECK on misuse); allocate and
 // upload throw Error when memory runs out.
 #pragma once
@@ -80,10 +85,12 @@ class Backend {
   // Measured at the call, which takes a second or two.
   virtual MachineLimits measure_limits() = 0;
   virtual DType activation_dtype() const { return DType::kF32; }
+  // From how many rows on a matrix's product may round otherwise, see above.
+  virtual int64_t wide_rows() const { return INT64_MAX; }
   // To what linear, experts and kv_b's products with a weight of this format round their inputs:
   // kBF16; kI16: integers with a scale a row, its largest magnitude / 32767; kF32: not at all.
   // kv_b's keys may be multiplied by the block scales first, and have an integer scale per 16
-  // columns of the latent.
+  // columns of the latent. Of a product's two ways, the coarser.
   virtual DType product_input_dtype(Format) const { return DType::kF32; }
 
   // Memory ----------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ void Linear::run(Tensor x, const Weight& weight, Tensor out, bool accumulate) {
     CHECK(!accumulate, "%s", weight.name.c_str());
     return head_.run(x, weight, out);
   }
-  const Kernel& kernel = workers_.kernel(panels.format);
+  const Kernel& kernel = workers_.kernel(panels.format, x.rows);
   const bool meet = kernel.input != InputFormat::kF32 && x.rows * x.cols >= kWorthMeeting;
   const InputRows shared = meet ? share_inputs(kernel, x, w) : InputRows();
   // The units of work: (block of rows, panel), panels fastest. Each thread takes a run of them.

@@ -3,12 +3,14 @@
 namespace nibble {
 namespace {
 
+enum class Want { kWide, kNarrow, kExact };
+
 // The tables of kernels.
-Kernel best_kernel(PanelFormat format, const InstructionSets& sets, bool exact) {
+Kernel best_kernel(PanelFormat format, const InstructionSets& sets, Want want) {
   switch (format) {
     case PanelFormat::kBF16:
 #if defined(__x86_64__)
-      if (sets.fast_avx512bf16 && !exact) {
+      if (sets.fast_avx512bf16 && want != Want::kExact) {
         return {.input = InputFormat::kBF16, .multiply = multiply_bf16_avx512bf16};
       }
 #endif
@@ -17,7 +19,7 @@ Kernel best_kernel(PanelFormat format, const InstructionSets& sets, bool exact) 
       return {.input = InputFormat::kF32, .multiply = multiply_f32};
     case PanelFormat::kNvfp4:
 #if defined(__x86_64__)
-      if (sets.amx_bf16 && !exact) {
+      if (sets.amx_bf16 && want == Want::kWide) {
         return {.input = InputFormat::kBF16,
                 .multiply = multiply_nvfp4_amx,
                 .tile_rows = 32,
@@ -40,9 +42,18 @@ Workers::Workers(int threads, bool exact)
       pool_(threads > 0 ? threads : num_physical_cores()),
       threads_(size_t(pool_.size())) {
   for (int i = 0; i < kPanelFormats; ++i) {
-    kernels_[i] = best_kernel(PanelFormat(i), sets_, exact);
-    exact_kernels_[i] = best_kernel(PanelFormat(i), sets_, true);
+    const PanelFormat format = PanelFormat(i);
+    exact_kernels_[i] = best_kernel(format, sets_, Want::kExact);
+    kernels_[i] = exact ? exact_kernels_[i] : best_kernel(format, sets_, Want::kNarrow);
+    wide_kernels_[i] = exact ? exact_kernels_[i] : best_kernel(format, sets_, Want::kWide);
   }
+}
+
+int64_t Workers::wide_rows() const {
+  for (int i = 0; i < kPanelFormats; ++i) {
+    if (kernels_[i].multiply != wide_kernels_[i].multiply) return kWideRows;
+  }
+  return INT64_MAX;
 }
 
 std::string Workers::instruction_set() const {
