@@ -101,13 +101,15 @@ double ModelBench::distinct_experts(DecodePoint point) {
   double distinct = 0, layers = 0;
   runtime_.model->on_routing = [&](const Routing& routing) {
     const Tensor& experts = routing.experts;  // columns of a wider tensor
-    std::vector<int32_t> ids(size_t(experts.rows * experts.stride));
-    runtime_.backend->read(experts.data, ids.data(), ids.size() * 4);
-    std::set<int32_t> chosen;
-    for (size_t i = 0; i < ids.size(); ++i) {
-      if (int64_t(i) % experts.stride < experts.cols) chosen.insert(ids[i]);
+    const Tensor& chosen = routing.experts;   // columns of a wider table, perhaps
+    std::vector<int32_t> ids(size_t((chosen.rows - 1) * chosen.stride + chosen.cols));
+    runtime_.backend->read(chosen.data, ids.data(), ids.size() * 4);
+    std::set<int32_t> different;
+    for (int64_t t = 0; t < chosen.rows; ++t) {
+      const auto first = ids.begin() + t * chosen.stride;
+      different.insert(first, first + chosen.cols);
     }
-    distinct += double(chosen.size());
+    distinct += double(different.size());
     ++layers;
   };
   for (int step = 0; step < 2; ++step) run_step(batch_of(point, step));
