@@ -2,7 +2,15 @@
 // context lines give what the machine can do at best.
 //
 //   backend_bench --benchmark_filter=linear
+//   backend_bench --device=cuda --benchmark_filter=wide
+//
+// On a card a row is one operation's launch and wait; the rows named wide are the full-size model's
+// matrices, recorded once and replayed, over as many copies as keep them out of the card's cache.
 #include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <iostream>
+#include <string_view>
 
 #include "backend/cases.h"
 #include "backend/create.h"
@@ -27,8 +35,9 @@ void linear(State& state, Backend& backend, const LinearCase& c) {
   std::mt19937 random(1);
   const Weight w = backend.upload(
       random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random, c.input_scales));
-  DeviceMatrix x(backend, c.rows, c.inputs, random_floats(c.rows * c.inputs, random));
-  DeviceMatrix out(backend, c.rows, c.outputs);
+  const DType dtype = backend.activation_dtype();
+  DeviceMatrix x(backend, c.rows, c.inputs, random_floats(c.rows * c.inputs, random), dtype);
+  DeviceMatrix out(backend, c.rows, c.outputs, dtype);
   for (auto _ : state) backend.linear(x.tensor(), w, out.tensor(), c.accumulate);
   count(state, double(storage_bytes(w)), 2.0 * double(c.rows * c.outputs * c.inputs));
 }
@@ -53,6 +62,78 @@ void experts(State& state, Backend& backend, const ExpertsCase& c) {
   const int64_t pairs = c.rows * c.top_k, read = std::min<int64_t>(pairs, c.num_experts);
   count(state, double(read * (storage_bytes(gate_up) + storage_bytes(down)) / c.num_experts),
         6.0 * double(pairs * c.width * c.hidden));
+}
+
+// Enough of a matrix to read it from memory beyond any cache.
+constexpr int64_t kBeyondCaches = int64_t(200) << 20;
+
+// Records one call of run(copy) for each copy and times the replay, a copy's share of it.
+template <typename Run>
+void replay_copies(State& state, Backend& backend, int64_t copies, const Tensor& out, Run run) {
+  static uint64_t key = 0;
+  ++key;
+  float first = 0;
+  const auto once = [&] {
+    backend.replay(key, [&] {
+      for (int64_t i = 0; i < copies; ++i) run(i);
+    });
+    backend.read(out.data, &first, sizeof(first));
+  };
+  once();  // which records
+  for (auto _ : state) once();
+}
+
+void wide_linear(State& state, Backend& backend, const LinearCase& c) {
+  std::mt19937 random(1);
+  const Weight host = random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random);
+  const int64_t copies = std::clamp<int64_t>(kBeyondCaches / storage_bytes(host), 1, 64);
+  std::vector<Weight> weights;
+  for (int64_t i = 0; i < copies; ++i) weights.push_back(backend.upload(host));
+  const DType dtype = backend.activation_dtype();
+  DeviceMatrix x(backend, c.rows, c.inputs, random_floats(c.rows * c.inputs, random), dtype);
+  DeviceMatrix out(backend, c.rows, c.outputs, dtype);
+  replay_copies(state, backend, copies, out.tensor(),
+                [&](int64_t i) { backend.linear(x.tensor(), weights[size_t(i)], out.tensor()); });
+  count(state, double(copies * storage_bytes(host)),
+        2.0 * double(copies * c.rows * c.outputs * c.inputs));
+}
+
+void wide_experts(State& state, Backend& backend, const ExpertsCase& c) {
+  std::mt19937 random(1);
+  const Weight gate_up = backend.upload(random_weight(
+      "gate_up", Use::kExperts, c.format, c.num_experts, 2 * c.width, c.hidden, random));
+  const Weight down = backend.upload(
+      random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden, c.width, random));
+  const DType dtype = backend.activation_dtype();
+  DeviceMatrix x(backend, c.rows, c.hidden, random_floats(c.rows * c.hidden, random), dtype);
+  DeviceMatrix out(backend, c.rows, c.hidden, dtype);
+  DeviceMatrix weights(backend, c.rows, c.top_k,
+                       std::vector<float>(size_t(c.rows * c.top_k), 0.25f));
+  // Each copy a routing of its own, over the same experts.
+  const int64_t copies = 12, pairs = c.rows * c.top_k;
+  DeviceMatrix ids(backend, copies * c.rows, c.top_k, DType::kI32);
+  std::vector<int32_t> chosen(size_t(copies * pairs)), experts(size_t(c.num_experts));
+  double distinct = 0;
+  for (int64_t i = 0; i < copies; ++i) {
+    std::vector<bool> seen(experts.size());
+    for (int64_t t = 0; t < c.rows; ++t) {
+      for (size_t e = 0; e < experts.size(); ++e) experts[e] = int32_t(e);
+      std::ranges::shuffle(experts, random);
+      for (int64_t k = 0; k < c.top_k; ++k) {
+        chosen[size_t(i * pairs + t * c.top_k + k)] = experts[size_t(k)];
+        seen[size_t(experts[size_t(k)])] = true;
+      }
+    }
+    distinct += double(std::ranges::count(seen, true));
+  }
+  backend.write(ids.tensor().data, chosen.data(), chosen.size() * sizeof(int32_t));
+  replay_copies(state, backend, copies, out.tensor(), [&](int64_t i) {
+    const Tensor routed(static_cast<int32_t*>(ids.tensor().data) + i * pairs, DType::kI32, c.rows,
+                        c.top_k);
+    backend.experts(x.tensor(), {routed, weights.tensor()}, gate_up, down, out.tensor());
+  });
+  count(state, distinct * double(storage_bytes(gate_up) + storage_bytes(down)) / c.num_experts,
+        6.0 * double(copies * pairs * c.width * c.hidden));
 }
 
 void attention(State& state, Backend& backend, const AttentionCase& c) {
@@ -132,7 +213,30 @@ void add(const std::string& name, Body body) {
   benchmark::RegisterBenchmark(name.c_str(), body)->Unit(benchmark::kMicrosecond)->UseRealTime();
 }
 
+// The matrices of a layer of REAP-23B, of its dense layer and of its head.
+void add_wide(Backend& backend) {
+  const LinearCase shapes[] = {
+      {1, 1344, 2048, Format::kNvfp4},  {1, 5120, 768, Format::kNvfp4},
+      {1, 2048, 5120, Format::kNvfp4},  {1, 3072, 2048, Format::kNvfp4},
+      {1, 2048, 1536, Format::kNvfp4},  {1, 20480, 2048, Format::kNvfp4},
+      {1, 2048, 10240, Format::kNvfp4}, {1, 2048, 5120, Format::kBF16},
+      {1, 154880, 2048, Format::kBF16},
+  };
+  for (const int64_t rows : {1, 8, 64, 512, 2048}) {
+    for (LinearCase c : shapes) {
+      c.rows = rows;
+      if (c.outputs > 100000 && rows > 64) continue;  // a head has no more rows
+      add("wide/linear/" + dims({c.rows, c.outputs, c.inputs}) + "/" + format_name(c.format, false),
+          [&backend, c](State& state) { wide_linear(state, backend, c); });
+    }
+    const ExpertsCase c{rows, 48, 4, 2048, 1536, Format::kNvfp4};
+    add("wide/experts/" + dims({c.rows, c.num_experts, c.top_k, c.hidden, c.width}) + "/nvfp4",
+        [&backend, c](State& state) { wide_experts(state, backend, c); });
+  }
+}
+
 void add_all(Backend& backend) {
+  if (backend.is_card()) add_wide(backend);
   for (const LinearCase& c : linear_cases()) {
     if (c.rows == 0) continue;
     add("linear/" + dims({c.rows, c.outputs, c.inputs}) + "/" +
@@ -173,7 +277,17 @@ void add_all(Backend& backend) {
 
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
-  const auto backend = nibble::create_backend({.device = "cpu"});
+  std::string device = "cpu";
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    constexpr std::string_view kDevice = "--device=";
+    if (!argument.starts_with(kDevice)) {
+      std::cerr << argument << ": there is no such flag; --device=NAME and benchmark's there are\n";
+      return 1;
+    }
+    device = argument.substr(kDevice.size());
+  }
+  const auto backend = nibble::create_backend({.device = device});
   const nibble::MachineLimits limits = backend->measure_limits();
   benchmark::AddCustomContext("backend", backend->description());
   benchmark::AddCustomContext("read bandwidth",
