@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "base/error.h"
 #include "checkpoint/weight_reader.h"
 
 namespace nibble {
