@@ -45,7 +45,7 @@ Scene scene_of(const AttentionCase& c, std::mt19937& random) {
       free.pop_back();
     }
     scene.fill.segments.push_back({scene.fill.rows(), context, 0, first_page});
-    scene.batch.segments.push_back({scene.batch.rows(), rows, context, first_page});
+    scene.batch.segments.push_back({scene.batch.rows(), rows, context, first_page, c.expanded});
     scene.fill.tokens.resize(size_t(scene.fill.rows() + context));
     scene.batch.tokens.resize(size_t(scene.batch.rows() + rows));
   }
@@ -201,7 +201,7 @@ double integer_error(int64_t inputs, double largest, double weight) {
 
 // Bound of one head's output. Scores move by at most d = scale * e * (magnitude of the score's
 // products); probabilities then by a factor e^(2d); the output by (e^(2d) - 1 + errors of exp and
-// of the sums) times the magnitude of the value products.
+// of the sums) times the magnitude of the value products. Expanded values are rounded once more.
 std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, const Inputs& in,
                                     const std::vector<uint8_t>& cache, DType input_dtype) {
   const MlaShape s = shape_of(c);
@@ -254,7 +254,8 @@ std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, 
             value += std::fabs(w[size_t((h * 448 + 192 + d) * 512 + k)]) * top[size_t(k)];
           }
           bound.push_back(value * (std::expm1(shift) + double(length) * 0x1p-23 +
-                                   product_error(512, input_dtype) + 4 * kFunctionError) +
+                                   (c.expanded ? 2 : 1) * product_error(512, input_dtype) +
+                                   4 * kFunctionError) +
                           integer_error(512, column, largest_weight));
         }
       }
@@ -286,39 +287,52 @@ TEST_P(AttentionTest, Attention) {
   }
 }
 
-TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
-  const AttentionCase c{4, KvFormat::kBF16, 16, {{0, 150}}, Format::kBF16};
-  const Scene scene = scene_of(c, random_);
-  const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
+// The case, which is one segment, in chunks of 1, 14, 27, ... rows: the bits that `whole` has.
+void expect_same_in_chunks(Backend& backend, const AttentionCase& c, const Scene& scene,
+                           const Inputs& in, const std::vector<float>& whole) {
   const MlaShape s = shape_of(c);
-  const auto whole = run(*backend_, c, scene, in).out;
-
+  const DType dtype = backend.activation_dtype();
+  const auto [context, rows] = c.segments[0];
   KvLayer cache = layer_of(c);
-  cache.data = backend_->allocate(size_t(kv_page_bytes(cache) * scene.num_pages));
-  const Weight gain = backend_->upload(in.gain), kv_b = backend_->upload(in.kv_b);
+  cache.data = backend.allocate(size_t(kv_page_bytes(cache) * scene.num_pages));
+  const Weight gain = backend.upload(in.gain), kv_b = backend.upload(in.kv_b);
+  DeviceMatrix fill_kv(backend, context, s.record_dim(), in.fill_kv, dtype);
+  backend.begin_step(scene.fill);
+  backend.mla_store(fill_kv.tensor(), gain, s, scene.fill, cache);
+  const auto part_of = [&](const std::vector<float>& values, int first, int count, int width) {
+    return std::vector<float>(values.begin() + first * width,
+                              values.begin() + (first + count) * width);
+  };
   const int q_dim = s.heads * s.query_dim(), out_dim = s.heads * s.value_dim;
-  for (int first = 0, chunk = 1; first < 150; first += chunk, chunk = chunk % 40 + 13) {
-    chunk = std::min(chunk, 150 - first);
-    Batch batch{.tokens = std::vector<int32_t>(size_t(chunk)),
-                .segments = {{0, chunk, first, 0}},
-                .pages = scene.batch.pages};
-    const DType dtype = backend_->activation_dtype();
-    DeviceMatrix kv(
-        *backend_, chunk, s.record_dim(),
-        {in.kv.begin() + first * s.record_dim(), in.kv.begin() + (first + chunk) * s.record_dim()},
-        dtype);
-    DeviceMatrix q(*backend_, chunk, q_dim,
-                   {in.q.begin() + first * q_dim, in.q.begin() + (first + chunk) * q_dim}, dtype);
-    DeviceMatrix out(*backend_, chunk, out_dim, dtype);
-    backend_->begin_step(batch);
-    backend_->mla_store(kv.tensor(), gain, s, batch, cache);
-    backend_->mla_attention(q.tensor(), kv_b, s, batch, cache, out.tensor());
+  for (int first = 0, chunk = 1; first < rows; first += chunk, chunk = chunk % 40 + 13) {
+    chunk = std::min(chunk, rows - first);
+    const Batch batch{.tokens = std::vector<int32_t>(size_t(chunk)),
+                      .segments = {{0, chunk, context + first, 0, c.expanded}},
+                      .pages = scene.batch.pages};
+    DeviceMatrix kv(backend, chunk, s.record_dim(), part_of(in.kv, first, chunk, s.record_dim()),
+                    dtype);
+    DeviceMatrix q(backend, chunk, q_dim, part_of(in.q, first, chunk, q_dim), dtype);
+    DeviceMatrix out(backend, chunk, out_dim, dtype);
+    backend.begin_step(batch);
+    backend.mla_store(kv.tensor(), gain, s, batch, cache);
+    backend.mla_attention(q.tensor(), kv_b, s, batch, cache, out.tensor());
     const auto part = out.floats();
     for (size_t i = 0; i < part.size(); ++i) {
       ASSERT_EQ(part[i], whole[size_t(first * out_dim) + i]) << "chunk at " << first;
     }
   }
-  backend_->free(cache.data);
+  backend.free(cache.data);
+}
+
+TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
+  for (const AttentionCase& c :
+       {AttentionCase{4, KvFormat::kBF16, 16, {{0, 150}}},
+        AttentionCase{4, KvFormat::kBF16, 16, {{0, 150}}, Format::kBF16, false, true},
+        AttentionCase{1, KvFormat::kInt8, 64, {{4040, 100}}, Format::kBF16, false, true}}) {
+    const Scene scene = scene_of(c, random_);
+    const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
+    expect_same_in_chunks(*backend_, c, scene, in, run(*backend_, c, scene, in).out);
+  }
 }
 
 TEST_P(AttentionTest, LongContextsAreTheSameAloneAndInAChunk) {

@@ -35,6 +35,7 @@ struct AttentionCase {
   std::vector<std::pair<int, int>> segments;  // (context, rows)
   Format format = Format::kBF16;              // of kv_b
   bool input_scales = false;                  // of kv_b
+  bool expanded = false;                      // of all segments
 };
 
 std::vector<LinearCase> linear_cases();

@@ -131,12 +131,18 @@ void GlmFlash::attention(const GlmLayer& w, const Batch& batch, const KvLayer& c
 void GlmFlash::feed_forward(const GlmLayer& w, bool dense, Tensor h, Tensor out) {
   if (dense) return gated_mlp(w.feed_forward, h, out, /*accumulate=*/false);
 
-  Routing routing{scratch(h.rows, config_.top_k, DType::kI32),
-                  scratch(h.rows, config_.top_k, DType::kF32)};
-  backend_.route(h, w.router, w.router_bias, config_.router(), routing);
-  if (on_routing) on_routing(routing);
+  RouterShape router = config_.router();
+  router.num_shared = int(w.experts_down.count) - config_.num_experts;
+  const int64_t columns = router.top_k + router.num_shared;
+  Routing routing{scratch(h.rows, columns, DType::kI32), scratch(h.rows, columns, DType::kF32)};
+  backend_.route(h, w.router, w.router_bias, router, routing);
+  if (on_routing) {
+    on_routing(
+        {routing.experts.columns(0, router.top_k), routing.weights.columns(0, router.top_k)});
+  }
   backend_.experts(h, routing, w.experts_gate_up, w.experts_down, out);
-  gated_mlp(w.feed_forward, h, out, /*accumulate=*/true);  // the shared expert
+  if (w.feed_forward.down.empty()) return;
+  gated_mlp(w.feed_forward, h, out, /*accumulate=*/true);  // a shared expert of its own
 }
 
 void GlmFlash::gated_mlp(const GlmFeedForward& w, Tensor h, Tensor out, bool accumulate) {
@@ -168,7 +174,8 @@ int64_t GlmFlash::scratch_bytes(const GlmConfig& config, DType activation, int m
   const int64_t attention =
       2 * config.q_rank + mla.record_dim() + mla.heads * (mla.query_dim() + mla.value_dim);
   const int64_t activations = 2 * config.hidden + attention + widest_gate + widest_gate / 2;
-  const int64_t floats = config.hidden + 2 * config.top_k;  // residual stream, routing
+  const int64_t floats =
+      config.hidden + 2 * (config.top_k + config.shared_experts);  // residual stream, routing
   const int64_t row =
       activations * int64_t(dtype_bytes(activation)) + floats * int64_t(sizeof(float));
   const int64_t logit_row =

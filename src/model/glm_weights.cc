@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 
 #include "base/error.h"
 #include "checkpoint/weight_reader.h"
@@ -181,7 +182,42 @@ int64_t GlmWeights::size_bytes() {
   return bytes;
 }
 
+namespace {
+
+bool are_alike(const WeightPart& a, const WeightPart& b) {
+  return a.format == b.format && a.group_size == b.group_size &&
+         (a.input_scales == nullptr) == (b.input_scales == nullptr);
+}
+
+// Puts the matrix on top of the stack and leaves it empty.
+void append(Weight& matrix, Weight& stack) {
+  stack.parts.insert(stack.parts.end(), matrix.parts.begin(), matrix.parts.end());
+  stack.source = std::make_shared<std::array<std::shared_ptr<const void>, 2>>(
+      std::array{stack.source, matrix.source});
+  stack.count += 1;
+  matrix = {};
+}
+
+// The shared expert costs stages of its own where it is not one of the experts.
+void join_shared_expert(GlmLayer& layer) {
+  const auto fits = [](const Weight& matrix, const Weight& stack) {
+    return !stack.empty() && matrix.rows == stack.rows && matrix.cols == stack.cols &&
+           std::ranges::all_of(matrix.parts, [&](const WeightPart& part) {
+             return std::ranges::all_of(
+                 stack.parts, [&](const WeightPart& other) { return are_alike(part, other); });
+           });
+  };
+  GlmFeedForward& shared = layer.feed_forward;
+  if (!fits(shared.gate_up, layer.experts_gate_up) || !fits(shared.down, layer.experts_down))
+    return;
+  append(shared.gate_up, layer.experts_gate_up);
+  append(shared.down, layer.experts_down);
+}
+
+}  // namespace
+
 void GlmWeights::upload(Backend& backend, const std::function<void(double)>& progress) {
+  for (GlmLayer& layer : layers) join_shared_expert(layer);
   const double total = double(size_bytes());
   double done = 0;
   for_each([&](Weight& w) {

@@ -36,7 +36,7 @@ MachineLimits CpuBackend::measure_limits() {
 DType CpuBackend::product_input_dtype(Format format) const {
   const PanelFormat panels =
       format == Format::kNvfp4 && !exact_ ? PanelFormat::kNvfp4 : PanelFormat::kBF16;
-  switch (workers_.kernel(panels).input) {
+  switch (workers_.kernel(panels, kWideRows).input) {
     case InputFormat::kF32:
       return DType::kF32;
     case InputFormat::kBF16:

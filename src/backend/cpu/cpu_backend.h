@@ -21,6 +21,7 @@ class CpuBackend : public Backend {
 
   std::string description() const override;
   MachineLimits measure_limits() override;
+  int64_t wide_rows() const override { return workers_.wide_rows(); }
   DType product_input_dtype(Format format) const override;
 
   void* allocate(size_t bytes) override;

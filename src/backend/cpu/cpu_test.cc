@@ -167,9 +167,10 @@ TEST(Multiply, AnOutputIsTheSameForAnyRowsAndPanels) {
     const auto weights = decoded(m.weight, kOutputs, kOutputs);
     const Panels w = packed_weight->panels.matrix(1);
     for_each_target([&] {
-      check_products(w, weights.data(), {InputFormat::kF32, multiply_f32}, 1e-4);
+      check_products(w, weights.data(), {.input = InputFormat::kF32, .multiply = multiply_f32},
+                     1e-4);
     });
-    const Kernel& best = workers.kernel(w.format);
+    const Kernel& best = workers.kernel(w.format, 13);
     if (best.input == InputFormat::kBF16) check_products(w, weights.data(), best, 0.2);
   }
 }
@@ -200,13 +201,36 @@ TEST(Multiply, Nvfp4HasTheSameBitsWhereMultiplyAddsAreFused) {
     std::vector<float> want, got;
     check_products(w, weights.data(), workers.exact_kernel(w.format), 4e-3, &want);
     for_each_target([&] {
-      const Kernel portable{InputFormat::kInt16, multiply_nvfp4};
+      const Kernel portable{.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
       check_products(w, weights.data(), portable, 4e-3, &got);
       constexpr int64_t kUnfused = HWY_SCALAR | HWY_EMU128 | HWY_SSSE3 | HWY_SSE4;
       if ((hwy::SupportedTargets() & kUnfused) == 0) {
         EXPECT_EQ(got, want);
       }
     });
+  }
+}
+
+// On machines without AMX there is nothing to test: products never reach it.
+TEST(Multiply, AmxTilesAreTheSameForAnyRowsAndPanels) {
+  if (!instruction_sets().amx_bf16) GTEST_SKIP() << "no AMX here";
+  Workers workers(1);
+  Arena arena;
+  std::mt19937 random(9);
+  for (const int64_t inputs : {16, 64, 80, 336}) {
+    std::vector<uint8_t> codes(size_t(150 * inputs / 2)), scales(codes.size() / 8);
+    for (uint8_t& byte : codes) byte = uint8_t(random());
+    for (uint8_t& byte : scales) byte = uint8_t(random() % 0x40);
+    Weight weight{.name = "w", .rows = 150, .cols = inputs};
+    weight.parts = {{.format = Format::kNvfp4,
+                     .rows = 150,
+                     .values = codes.data(),
+                     .block_scales = scales.data(),
+                     .global_scale = 0.07f}};
+    const auto packed_weight = pack(weight, arena, workers.pool());
+    const auto weights = decoded(weight, 0, 150);
+    check_products(packed_weight->panels.first, weights.data(),
+                   {.input = InputFormat::kBF16, .multiply = multiply_nvfp4_amx}, 0.2);
   }
 }
 
@@ -225,7 +249,7 @@ TEST(Multiply, Int8IsTheSameForAnyRowsAndPanels) {
     const auto weights = decoded(m.weight, 0, 150);
     std::vector<float> want, got;
     for_each_target([&] {
-      check_products(w, weights.data(), {InputFormat::kInt16, multiply_int8},
+      check_products(w, weights.data(), {.input = InputFormat::kInt16, .multiply = multiply_int8},
                      0.02 * std::sqrt(double(inputs)) * 5, &got);
       if (want.empty()) want = got;
       EXPECT_EQ(got, want);

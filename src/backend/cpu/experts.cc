@@ -68,16 +68,16 @@ void Experts::for_each_run(int thread, int64_t units, Body&& body) const {
   }
 }
 
-InputRows Experts::inputs_of(Rows& rows, const Kernel& kernel, const PanelRun& run, int64_t cols) {
+InputRows Experts::inputs_of(Rows& rows, const PanelRun& run, int64_t cols) {
   for (int slot = 0; slot < 2; ++slot) {
     if (rows.sets[slot] == run.set) return rows.inputs[slot];
   }
   const int slot = rows.next;
   rows.next ^= 1;
-  const int64_t bytes = input_row_bytes(kernel.input, cols);
+  const int64_t bytes = input_row_bytes(rows.kernel.input, cols);
   uint8_t* memory = workers_.input_memory(rows.thread, rows.count * bytes, slot);
   for (int64_t i = 0; i < rows.count; ++i) {
-    make_input_row(kernel.input, rows.x[rows.first_pair + i], run.factors, cols,
+    make_input_row(rows.kernel.input, rows.x[rows.first_pair + i], run.factors, cols,
                    memory + i * bytes);
   }
   rows.sets[slot] = run.set;
@@ -88,14 +88,13 @@ InputRows Experts::inputs_of(Rows& rows, const Kernel& kernel, const PanelRun& r
 void Experts::multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_t first,
                        int64_t last, float* out, int64_t out_stride, int64_t first_output) {
   const Panels panels = w.panels.matrix(expert);
-  const Kernel& kernel = workers_.kernel(panels.format);
   while (first < last) {
     const PanelRun run = panel_run(w, expert, first, last);
-    workers_.multiply(rows.thread, kernel,
+    workers_.multiply(rows.thread, rows.kernel,
                       {.w = panels,
                        .first_panel = first,
                        .last_panel = run.last,
-                       .x = inputs_of(rows, kernel, run, panels.cols),
+                       .x = inputs_of(rows, run, panels.cols),
                        .rows = rows.count,
                        .out = out,
                        .out_stride = out_stride,
@@ -106,15 +105,18 @@ void Experts::multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_
 
 void Experts::compute_inner(int thread, const Weight& gate_up, int64_t width) {
   const PackedWeight& w = packed(gate_up);
-  const int64_t block = rows_per_block(gate_up.cols);
   const int64_t chunks = (width + kPanelRows - 1) / kPanelRows;
   constexpr int64_t kGateSize = kColumnsAtOnce, kSize = 2 * kColumnsAtOnce + kPanelRows;
-  float* gate = wide_[size_t(thread)].fit(size_t(block * kSize));
-  float* up = gate + kGateSize;
   for_each_run(thread, chunks, [&](int64_t e, int64_t first_chunk, int64_t last_chunk) {
     const int64_t end_pair = first_pair_[size_t(e) + 1];
+    const Kernel& kernel =
+        workers_.kernel(w.panels.first.format, end_pair - first_pair_[size_t(e)]);
+    const int64_t block = kernel.block_rows(gate_up.cols);
+    float* gate = wide_[size_t(thread)].fit(size_t(block * kSize));
+    float* up = gate + kGateSize;
     for (int64_t p = first_pair_[size_t(e)]; p < end_pair; p += block) {
       Rows rows{.thread = thread,
+                .kernel = kernel,
                 .first_pair = p,
                 .count = std::min(block, end_pair - p),
                 .x = x_rows_.data()};
@@ -140,10 +142,11 @@ void Experts::compute_inner(int thread, const Weight& gate_up, int64_t width) {
 void Experts::compute_outer(int thread, const Weight& down) {
   const PackedWeight& w = packed(down);
   for_each_run(thread, w.panels.first.count(), [&](int64_t e, int64_t first, int64_t last) {
-    const int64_t p = first_pair_[size_t(e)];
+    const int64_t p = first_pair_[size_t(e)], count = first_pair_[size_t(e) + 1] - p;
     Rows rows{.thread = thread,
+              .kernel = workers_.kernel(w.panels.first.format, count),
               .first_pair = p,
-              .count = first_pair_[size_t(e) + 1] - p,
+              .count = count,
               .x = inner_rows_.data()};
     multiply(rows, w, e, first, last, outer_.data() + p * down.rows, down.rows, 0);
   });

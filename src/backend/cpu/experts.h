@@ -26,13 +26,14 @@ class Experts {
   // of factors, and keeps those of two sets: gate and up may differ.
   struct Rows {
     int thread = 0;
+    const Kernel& kernel;
     int64_t first_pair = 0, count = 0;
     const float* const* x = nullptr;  // [pairs]
     int sets[2] = {-2, -2};
     InputRows inputs[2] = {};
     int next = 0;
   };
-  InputRows inputs_of(Rows& rows, const Kernel& kernel, const PanelRun& run, int64_t cols);
+  InputRows inputs_of(Rows& rows, const PanelRun& run, int64_t cols);
   // Panels [first, last) of an expert for the rows.
   void multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_t first, int64_t last,
                 float* out, int64_t out_stride, int64_t first_output);

@@ -104,7 +104,7 @@ void Head::compute_again(int thread, Tensor x, const Weight& w, Share share, Ten
 void Head::run(Tensor x, const Weight& w, Tensor out) {
   const PackedWeight& head = packed(w);
   const Panels panels = head.panels.first;
-  const Kernel& kernel = workers_.kernel(PanelFormat::kInt8);
+  const Kernel& kernel = workers_.kernel(PanelFormat::kInt8, x.rows);
   const InputRows inputs = workers_.make_inputs(0, kernel, x);
   bound_inputs(x, head, inputs);
   workers_.run(x.rows * w.rows * w.cols, [&](int thread) {

@@ -11,11 +11,13 @@ std::string vector_target_name();
 // Those that Highway does not know.
 struct InstructionSets {
   bool avx512vnni = false;
+  bool amx_bf16 = false;
   // AVX512-BF16 with dot products that are faster than FP32 multiply-adds: AMD's do twice as many
   // operations a cycle, Intel's fewer.
   bool fast_avx512bf16 = false;
 };
 
+// Also asks the system to let this process use AMX's registers, once and for all its threads.
 InstructionSets instruction_sets();
 
 }  // namespace nibble

@@ -35,11 +35,11 @@ void Linear::run(Tensor x, const Weight& weight, Tensor out, bool accumulate) {
     CHECK(!accumulate, "%s", weight.name.c_str());
     return head_.run(x, weight, out);
   }
-  const Kernel& kernel = workers_.kernel(panels.format);
+  const Kernel& kernel = workers_.kernel(panels.format, x.rows);
   const bool meet = kernel.input != InputFormat::kF32 && x.rows * x.cols >= kWorthMeeting;
   const InputRows shared = meet ? share_inputs(kernel, x, w) : InputRows();
   // The units of work: (block of rows, panel), panels fastest. Each thread takes a run of them.
-  const int64_t block = rows_per_block(x.cols), count = panels.count();
+  const int64_t block = kernel.block_rows(x.cols), count = panels.count();
   const int64_t blocks = (x.rows + block - 1) / block;
   const int64_t units = blocks * count;
   const int64_t group = units >= 4 * kPanelGroup * workers_.size() ? kPanelGroup : 1;

@@ -73,8 +73,9 @@ void MlaAttention::multiply_keys(const Call& call, int thread, int64_t head, int
                                  int64_t last) {
   const MlaShape& s = call.shape;
   const PackedWeight& kv_b = packed(call.kv_b);
-  const Kernel& kernel = kv_b.key_scales == nullptr ? workers_.kernel(kv_b.keys.first.format)
-                                                    : workers_.exact_kernel(kv_b.keys.first.format);
+  const Kernel& kernel = kv_b.key_scales == nullptr
+                             ? workers_.kernel(kv_b.keys.first.format, call.num_rows)
+                             : workers_.exact_kernel(kv_b.keys.first.format);
   const Panels panels = kv_b.keys.matrix(head);
   const Tensor q(call.q.row<float>(call.first_row) + head * s.query_dim(), DType::kF32,
                  call.num_rows, s.nope_dim, call.q.stride);
@@ -254,7 +255,7 @@ void MlaAttention::merge_spans(const Call& call, int64_t query) {
 void MlaAttention::make_outputs(const Call& call, int thread) {
   const MlaShape& s = call.shape;
   const PackedWeight& w = packed(call.kv_b);
-  const Kernel& kernel = workers_.kernel(w.panels.first.format);
+  const Kernel& kernel = workers_.kernel(w.panels.first.format, call.num_rows);
   const int64_t panels = w.panels.first.count(), stride = padded(s.latent_dim);
   const Share share = workers_.share(thread, s.heads * panels, kGroupPanels);
   for (int64_t unit = share.first; unit < share.last;) {

@@ -1,6 +1,7 @@
 // The matrix products of the CPU backend: rows made ready (inputs.h) times packed panels (pack.h).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "backend/cpu/inputs.h"
@@ -35,6 +36,14 @@ using MultiplyFunction = void (*)(const Product& product, Scratch<uint8_t>& scra
 struct Kernel {
   InputFormat input = InputFormat::kF32;
   MultiplyFunction multiply = nullptr;
+  int tile_rows = 12;               // a multiple of the rows of its tiles
+  int64_t block_bytes = 384 << 10;  // of input rows that it should take at once, of the L2 cache
+
+  // Input rows that it should take at once.
+  int64_t block_rows(int64_t cols) const {
+    const int64_t rows = std::min<int64_t>(block_bytes / input_row_bytes(input, cols), 256);
+    return std::max<int64_t>(rows / tile_rows, 1) * tile_rows;
+  }
 };
 
 // kF32 and kBF16 panels in FP32 arithmetic.                               inputs kF32
@@ -50,10 +59,11 @@ void multiply_nvfp4_avx512vnni(const Product& product, Scratch<uint8_t>& scratch
 // kInt8 panels by sums of 16-bit integers.                                inputs kInt16
 void multiply_int8(const Product& product, Scratch<uint8_t>& scratch);
 
+// kNvfp4 panels by BF16 tiles (AMX).                                      inputs kBF16
+void multiply_nvfp4_amx(const Product& product, Scratch<uint8_t>& scratch);
+
 // Floating-point operations of `rounds` rounds of dot products from registers alone.
 double dot_registers_avx512bf16(int64_t rounds);
-
-// Rows that a product should take at once, so that they stay in the L2 cache.
-int64_t rows_per_block(int64_t cols);
+double dot_registers_amx(int64_t rounds);
 
 }  // namespace nibble

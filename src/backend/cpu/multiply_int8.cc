@@ -3,6 +3,9 @@
 //
 // Integer sums over 512 columns are exact (512 * 127 * 32767 < 2^31); they are added in FP32 in
 // rising order. A tile is up to kMaxRows rows by one panel.
+//
+// Measured on two cores of an EPYC (Zen 4) guest: one row over 120 MB of weights 53 GB/s, 95% of
+// what plain reading gives; 4 rows 34 GB/s.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/multiply_int8.cc"
 #include <algorithm>

@@ -11,8 +11,9 @@
 // up to 12 rows by one panel; a panel is read once for all rows and stays in the L1 cache between
 // tiles.
 //
-// Measured on one core of an EPYC (Zen 4) guest: one row 54 Gweights/s (31 GB/s) from the L2 cache,
-// 85% of what plain reading gives from memory; 60 rows 206 of 236 GFLOP/s (87%), 4 rows 196.
+// Measured on an EPYC (Zen 4) guest. One core, from the L2 cache: one row 54 Gweights/s (31 GB/s),
+// 4 rows 196 and 60 rows 206 of 236 GFLOP/s (87%). Two cores, from memory: one row 93% of what
+// plain reading gives, 4 rows 67%.
 #include "backend/cpu/multiply.h"
 
 #if defined(__x86_64__)

@@ -24,7 +24,8 @@
 // K is padded by zeros to a whole line or block, the last panel by rows of zeros. FP8, and NVFP4
 // mixed with other formats, become BF16: a code, times its block scale, has at most 6 significant
 // bits, which BF16 holds exactly; the tensor's FP32 scale multiplies the sum. INT4 (11 bits with a
-// BF16 group scale) and weights with input scales become FP32.
+// BF16 group scale) and weights with input scales become FP32; but NVFP4 stays, its input scales
+// kept beside it, unless those of two parts meet inside a panel.
 #pragma once
 
 #include <algorithm>

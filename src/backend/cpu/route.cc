@@ -27,6 +27,10 @@ void Router::choose(float* scores, const float* bias, const RouterShape& shape, 
   }
   const float scale = shape.scaling / (shape.normalize ? sum + 1e-20f : 1.0f);
   for (int k = 0; k < shape.top_k; ++k) weights[k] *= scale;
+  for (int s = 0; s < shape.num_shared; ++s) {
+    experts[shape.top_k + s] = shape.num_experts + s;
+    weights[shape.top_k + s] = 1;
+  }
 }
 
 void Router::run(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape,

@@ -3,53 +3,64 @@
 namespace nibble {
 namespace {
 
-// A block of rows in FP32 takes this much of the L2 cache; the panels want the rest.
-constexpr int64_t kBlockBytes = 384 << 10;
-constexpr int64_t kRowsOfTiles = 60;  // a multiple of the rows of every kernel's tile
+enum class Want { kWide, kNarrow, kExact };
 
 // The tables of kernels.
-Kernel best_kernel(PanelFormat format, const InstructionSets& sets, bool exact) {
+Kernel best_kernel(PanelFormat format, const InstructionSets& sets, Want want) {
   switch (format) {
     case PanelFormat::kBF16:
 #if defined(__x86_64__)
-      if (sets.fast_avx512bf16 && !exact) return {InputFormat::kBF16, multiply_bf16_avx512bf16};
+      if (sets.fast_avx512bf16 && want != Want::kExact) {
+        return {.input = InputFormat::kBF16, .multiply = multiply_bf16_avx512bf16};
+      }
 #endif
-      return {InputFormat::kF32, multiply_f32};
+      return {.input = InputFormat::kF32, .multiply = multiply_f32};
     case PanelFormat::kF32:
-      return {InputFormat::kF32, multiply_f32};
+      return {.input = InputFormat::kF32, .multiply = multiply_f32};
     case PanelFormat::kNvfp4:
 #if defined(__x86_64__)
-      if (sets.avx512vnni) return {InputFormat::kInt16, multiply_nvfp4_avx512vnni};
+      if (sets.amx_bf16 && want == Want::kWide) {
+        return {.input = InputFormat::kBF16,
+                .multiply = multiply_nvfp4_amx,
+                .tile_rows = 32,
+                .block_bytes = 1 << 20};
+      }
+      if (sets.avx512vnni)
+        return {.input = InputFormat::kInt16, .multiply = multiply_nvfp4_avx512vnni};
 #endif
-      return {InputFormat::kInt16, multiply_nvfp4};
+      return {.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
     case PanelFormat::kInt8:
-      return {InputFormat::kInt16, multiply_int8};
+      return {.input = InputFormat::kInt16, .multiply = multiply_int8};
   }
   return {};
 }
 
 }  // namespace
 
-int64_t rows_per_block(int64_t cols) {
-  const int64_t rows = kBlockBytes / (cols * int64_t(sizeof(float)));
-  if (rows < kRowsOfTiles) return std::max<int64_t>(rows / 12 * 12, 12);
-  return std::min<int64_t>(rows / kRowsOfTiles, 4) * kRowsOfTiles;
-}
-
 Workers::Workers(int threads, bool exact)
     : sets_(instruction_sets()),
       pool_(threads > 0 ? threads : num_physical_cores()),
       threads_(size_t(pool_.size())) {
   for (int i = 0; i < kPanelFormats; ++i) {
-    kernels_[i] = best_kernel(PanelFormat(i), sets_, exact);
-    exact_kernels_[i] = best_kernel(PanelFormat(i), sets_, true);
+    const PanelFormat format = PanelFormat(i);
+    exact_kernels_[i] = best_kernel(format, sets_, Want::kExact);
+    kernels_[i] = exact ? exact_kernels_[i] : best_kernel(format, sets_, Want::kNarrow);
+    wide_kernels_[i] = exact ? exact_kernels_[i] : best_kernel(format, sets_, Want::kWide);
   }
+}
+
+int64_t Workers::wide_rows() const {
+  for (int i = 0; i < kPanelFormats; ++i) {
+    if (kernels_[i].multiply != wide_kernels_[i].multiply) return kWideRows;
+  }
+  return INT64_MAX;
 }
 
 std::string Workers::instruction_set() const {
   std::string name = vector_target_name();
   if (sets_.avx512vnni) name += "-VNNI";
   if (sets_.fast_avx512bf16) name += "-BF16";
+  if (sets_.amx_bf16) name += ", AMX";
   return name;
 }
 
@@ -66,7 +77,7 @@ InputRows Workers::make_inputs(int thread, const Kernel& kernel, Tensor x, const
 }
 
 void Workers::multiply(int thread, const Kernel& kernel, const Product& product) {
-  const int64_t block = rows_per_block(product.w.cols);
+  const int64_t block = kernel.block_rows(product.w.cols);
   for (int64_t first = 0; first < product.rows; first += block) {
     Product part = product;
     part.x.data += first * product.x.stride_bytes;

@@ -21,18 +21,25 @@ struct Share {
   bool empty() const { return first >= last; }
 };
 
+// A product of so many rows is worth decoding its panels for.
+inline constexpr int64_t kWideRows = 24;
+
 class Workers {
  public:
-  // 0 threads: the machine's physical cores. `exact`: multiply() is multiply_exactly().
-  Workers(int threads, bool exact);
+  // 0 threads: the machine's physical cores. `exact`: never rounds inputs.
+  explicit Workers(int threads, bool exact = false);
 
   int size() const { return pool_.size(); }
   ThreadPool& pool() { return pool_; }
   // The instruction sets of products.
   std::string instruction_set() const;
 
-  // The best kernel for panels of this format.
-  const Kernel& kernel(PanelFormat format) const { return kernels_[size_t(format)]; }
+  // The best kernel for a product of `rows` rows and panels of this format.
+  const Kernel& kernel(PanelFormat format, int64_t rows) const {
+    return rows < kWideRows ? kernels_[size_t(format)] : wide_kernels_[size_t(format)];
+  }
+  // Backend::wide_rows
+  int64_t wide_rows() const;
   // The most exact one: never rounds to BF16.
   const Kernel& exact_kernel(PanelFormat format) const { return exact_kernels_[size_t(format)]; }
 
@@ -74,6 +81,7 @@ class Workers {
 
   InstructionSets sets_;
   Kernel kernels_[kPanelFormats];
+  Kernel wide_kernels_[kPanelFormats];
   Kernel exact_kernels_[kPanelFormats];
   ThreadPool pool_;
   std::vector<Thread> threads_;

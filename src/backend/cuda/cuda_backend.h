@@ -5,11 +5,13 @@
 // logits are FP32.
 #pragma once
 
+#include <optional>
 #include <unordered_map>
 
 #include "backend/backend.h"
 #include "backend/cuda/launch.h"
 #include "backend/cuda/replay.h"
+#include "backend/cuda/rows.h"
 #include "backend/cuda/sample.h"
 
 namespace nibble {
@@ -59,7 +61,9 @@ class CudaBackend : public Backend {
 
  private:
   bool is_short_of_memory() const;
-  cuda::Context context();  // makes the card the calling thread's, too
+  // Launches what is held back, and makes the card the calling thread's.
+  cuda::Context context();
+  cuda::Context context_as_is();
 
   const Options options_;
   const cuda::Device device_;
@@ -68,6 +72,8 @@ class CudaBackend : public Backend {
   cuda::Workspace workspace_;
   cuda::StepArrays step_;
   cuda::Replay replay_;
+  // Held back until the next operation, which may take it into its own kernel.
+  std::optional<cuda::Norm> norm_;
   int recorded_generation_ = 0;
   cuda::Sampler sampler_;
   cuda::PinnedMemory read_buffer_;

@@ -2,24 +2,22 @@
 // sums are added as a tree; so a score is the same in both forms below.
 //
 // Few rows: a block takes four experts of one row, its weights in registers before it waits; the
-// last block of a row to arrive chooses. Many rows: a block takes eight rows and all experts, so
-// that weights are read once for eight rows. Few rows are bound by latency, many by FP32.
+// last block of a row to arrive chooses. The norm before it may come in the same kernel. Many rows:
+// a block takes eight rows and all experts, so that weights are read once for eight rows. Few rows
+// are bound by latency, many by FP32.
 #include <algorithm>
 
+#include "backend/cuda/columns.cuh"
 #include "backend/cuda/dtypes.h"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/route.h"
-#include "backend/cuda/tile.cuh"
 
 namespace nibble::cuda {
 namespace {
 
 constexpr int kMaxExperts = 256;
-constexpr int kLaneColumns = 8;
-constexpr int kStepColumns = kWarp * kLaneColumns;
 constexpr int kFewRows = 16;
-constexpr int kFewWarps = 4;    // experts a block
-constexpr int kPrefetched = 8;  // steps of weights in registers: 2048 columns
+constexpr int kFewWarps = 4;  // experts a block
 constexpr int kManyWarps = 16;
 constexpr int kRowsABlock = 8;
 
@@ -29,57 +27,6 @@ struct Router {
   float* scores = nullptr;      // [kFewRows, kMaxExperts]
   unsigned* arrived = nullptr;  // [kFewRows] blocks of a row; 0 between launches
 };
-
-// Eight columns as they lie in memory.
-template <typename T>
-struct Columns {
-  uint4 words[sizeof(T) / 2];
-
-  // Aligned to 16 bytes.
-  __device__ __forceinline__ void load(const T* from) {
-#pragma unroll
-    for (int i = 0; i < int(sizeof(T) / 2); ++i) words[i] = reinterpret_cast<const uint4*>(from)[i];
-  }
-};
-
-__device__ __forceinline__ void unpack(const Columns<float>& c, float (&v)[kLaneColumns]) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    v[4 * i] = __uint_as_float(c.words[i].x);
-    v[4 * i + 1] = __uint_as_float(c.words[i].y);
-    v[4 * i + 2] = __uint_as_float(c.words[i].z);
-    v[4 * i + 3] = __uint_as_float(c.words[i].w);
-  }
-}
-
-__device__ __forceinline__ void unpack(const Columns<bf16>& c, float (&v)[kLaneColumns]) {
-  const uint32_t words[4] = {c.words[0].x, c.words[0].y, c.words[0].z, c.words[0].w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    v[2 * i] = __uint_as_float(words[i] << 16);
-    v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-  }
-}
-
-// Columns k .. k + 7 of a row of `cols`, zeros beyond.
-template <typename T>
-__device__ __forceinline__ void load_columns(const T* row, int64_t k, int64_t cols,
-                                             float (&v)[kLaneColumns]) {
-  if (k + kLaneColumns <= cols && reinterpret_cast<uintptr_t>(row + k) % 16 == 0) {
-    Columns<T> columns;
-    columns.load(row + k);
-    return unpack(columns, v);
-  }
-#pragma unroll
-  for (int i = 0; i < kLaneColumns; ++i) v[i] = k + i < cols ? to_float(row[k + i]) : 0.0f;
-}
-
-__device__ __forceinline__ float add_products(const float (&x)[kLaneColumns],
-                                              const float (&w)[kLaneColumns], float sum) {
-#pragma unroll
-  for (int i = 0; i < kLaneColumns; ++i) sum = fmaf(x[i], w[i], sum);
-  return sum;
-}
 
 __device__ __forceinline__ float sigmoid(float x) {
   return 1.0f / (1.0f + expf(-x));
@@ -138,44 +85,97 @@ __device__ void choose(const float* scores, const float* bias, const RouterShape
   __syncwarp();
   const float scale = shape.scaling / (shape.normalize ? total + 1e-20f : 1.0f);
   for (int k = lane; k < shape.top_k; k += kWarp) weights[k] = scores[experts[k]] * scale;
+  for (int s = lane; s < shape.num_shared; s += kWarp) {
+    experts[shape.top_k + s] = shape.num_experts + s;
+    weights[shape.top_k + s] = 1;
+  }
 }
 
-template <typename W>
+// What a row is made of when its norm comes with it.
+struct NormRows {
+  Matrix<float> x;
+  Matrix<const bf16> delta;
+  const float* gain;
+  float eps;
+};
+
+// Makes `values` a warp's row of x + delta; returns what the norm multiplies it by.
+__device__ __forceinline__ float load_norm_row(const NormRows& norm, int64_t t,
+                                               RowColumns& values) {
+  const int64_t cols = norm.x.cols;
+  Columns<bf16> added[RowColumns::kSteps];
+  values.load(norm.x.row(t), cols);
+  if (norm.delta.data != nullptr) {
+#pragma unroll
+    for (int j = 0; j < RowColumns::kSteps; ++j) {
+      const int k = j * kStepColumns + int(threadIdx.x) % kWarp * kLaneColumns;
+      if (k < cols) added[j].load(norm.delta.row(t) + k);
+    }
+#pragma unroll
+    for (int j = 0; j < RowColumns::kSteps; ++j) {
+      float d[kLaneColumns];
+      unpack(added[j], d);
+      add_columns(d, values.v[j]);
+    }
+  }
+  float square = 0;
+  values.for_each(cols, [&](int, auto& of) { square = add_squares(of, square); });
+  return norm_scale(square, cols, norm.eps);
+}
+
+// The norm's output.
+__device__ __forceinline__ void norm_columns(const float (&value)[kLaneColumns], float scale,
+                                             const float (&gain)[kLaneColumns],
+                                             float (&v)[kLaneColumns]) {
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) {
+    v[i] = to_float(from_float<bf16>(value[i] * scale * gain[i]));
+  }
+}
+
+// With a norm, x is its output: blocks compute it for themselves, the last one stores it, and x +
+// delta, which by then nobody reads any more.
+template <typename W, bool kWithNorm>
 __global__ void __launch_bounds__(kFewWarps* kWarp)
-    few_rows_kernel(Matrix<const bf16> x, const W* router, const float* bias, RouterShape shape,
-                    float* all_scores, unsigned* arrived, Matrix<int32_t> experts,
-                    Matrix<float> weights) {
+    few_rows_kernel(NormRows norm, Matrix<bf16> x, const W* router, const float* bias,
+                    RouterShape shape, float* all_scores, unsigned* arrived,
+                    Matrix<int32_t> experts, Matrix<float> weights) {
   __shared__ bool is_last;
   __shared__ float row_scores[kMaxExperts];
   const int64_t t = blockIdx.y;
-  const int lane = threadIdx.x % kWarp;
-  const int e = blockIdx.x * kFewWarps + threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int e = blockIdx.x * kFewWarps + warp;
   const W* w_row = router + int64_t(min(e, shape.num_experts - 1)) * x.cols;
-  const bool prefetches = x.cols % kStepColumns == 0 && x.cols <= kPrefetched * kStepColumns;
-  Columns<W> fetched[kPrefetched];
+  const bool prefetches = x.cols % kStepColumns == 0 && x.cols <= RowColumns::kColumns;
+  Columns<W> fetched[RowColumns::kSteps];
+  RowColumns gains, values;
   if (prefetches) {
 #pragma unroll
-    for (int j = 0; j < kPrefetched; ++j) {
+    for (int j = 0; j < RowColumns::kSteps; ++j) {
       const int k = j * kStepColumns + lane * kLaneColumns;
       if (k < x.cols) fetched[j].load(w_row + k);
     }
   }
+  if (kWithNorm) gains.load(norm.gain, x.cols);
   wait_for_predecessor();
   let_successor_begin();
-  const bf16* x_row = x.row(t);
-  float v[kLaneColumns], w[kLaneColumns], sum = 0;
-  if (prefetches) {
+  float v[kLaneColumns], w[kLaneColumns], sum = 0, scale = 1;
+  if (kWithNorm || prefetches) {
+    if (kWithNorm) {
+      scale = load_norm_row(norm, t, values);
+    } else {
+      values.load(x.row(t), x.cols);
+    }
 #pragma unroll
-    for (int j = 0; j < kPrefetched; ++j) {
-      const int k = j * kStepColumns + lane * kLaneColumns;
-      if (k >= x.cols) break;
-      load_columns(x_row, k, x.cols, v);
+    for (int j = 0; j < RowColumns::kSteps; ++j) {
+      if (j * kStepColumns >= x.cols) break;
       unpack(fetched[j], w);
-      sum = add_products(v, w, sum);
+      if (kWithNorm) norm_columns(values.v[j], scale, gains.v[j], v);
+      sum = add_products(kWithNorm ? v : values.v[j], w, sum);
     }
   } else {
     for (int64_t k = lane * kLaneColumns; k < x.cols; k += kStepColumns) {
-      load_columns(x_row, k, x.cols, v);
+      load_columns(x.row(t), k, x.cols, v);
       load_columns(w_row, k, x.cols, w);
       sum = add_products(v, w, sum);
     }
@@ -187,7 +187,18 @@ __global__ void __launch_bounds__(kFewWarps* kWarp)
   __syncthreads();
   if (threadIdx.x == 0) is_last = atomicAdd(arrived + t, 1u) == gridDim.x - 1;
   __syncthreads();
-  if (!is_last || threadIdx.x >= kWarp) return;
+  if (!is_last) return;
+  if (kWithNorm && warp == 1) {
+#pragma unroll
+    for (int j = 0; j < RowColumns::kSteps; ++j) {
+      const int k = j * kStepColumns + lane * kLaneColumns;
+      if (k >= x.cols) break;
+      norm_columns(values.v[j], scale, gains.v[j], v);
+      store_columns(v, k, x.cols, x.row(t));
+    }
+    values.for_each(x.cols, [&](int k, auto& of) { store_columns(of, k, x.cols, norm.x.row(t)); });
+  }
+  if (warp > 0) return;
   __threadfence();
   if (lane == 0) arrived[t] = 0;
   for (int i = lane; i < shape.num_experts; i += kWarp) row_scores[i] = __ldcg(scores + i);
@@ -253,29 +264,61 @@ std::shared_ptr<const void> upload_router(const Uploads& to, const Weight& host)
   return std::make_shared<Router>(router);
 }
 
-void route(const Context& context, Tensor x, const Weight& router, const Weight& bias,
-           const RouterShape& shape, Routing out) {
+namespace {
+
+void check(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape) {
   CHECK(x.cols == router.cols && router.rows == shape.num_experts &&
             bias.cols == shape.num_experts && shape.top_k <= shape.num_experts &&
             shape.num_experts <= kMaxExperts && x.dtype == DType::kBF16,
         "%s", router.name.c_str());
+}
+
+template <bool kWithNorm>
+void route_few(const Context& context, const NormRows& norm, Tensor x, const Weight& router,
+               const Weight& bias, const RouterShape& shape, Routing out) {
   const Router& on_card = resident_as<Router>(router);
-  const float* biases = resident_as<DeviceRows>(bias).data;
-  const Matrix<int32_t> experts(out.experts);
-  const Matrix<float> weights(out.weights);
+  const Grid grid{.blocks = {blocks_for(shape.num_experts, kFewWarps), unsigned(x.rows)},
+                  .threads = kFewWarps * kWarp};
   with_activation(on_card.dtype, [&]<typename W>(W) {
-    const W* rows = static_cast<const W*>(on_card.rows);
-    if (x.rows <= kFewRows) {
-      const Grid grid{.blocks = {blocks_for(shape.num_experts, kFewWarps), unsigned(x.rows)},
-                      .threads = kFewWarps * kWarp};
-      launch(context, grid, few_rows_kernel<W>, Matrix<const bf16>(x), rows, biases, shape,
-             on_card.scores, on_card.arrived, experts, weights);
-    } else {
-      const Grid grid{.blocks = {blocks_for(x.rows, kRowsABlock)}, .threads = kManyWarps * kWarp};
-      launch(context, grid, many_rows_kernel<W>, Matrix<const bf16>(x), rows, biases, shape,
-             experts, weights);
-    }
+    launch(context, grid, few_rows_kernel<W, kWithNorm>, norm, Matrix<bf16>(x),
+           static_cast<const W*>(on_card.rows), resident_as<DeviceRows>(bias).data, shape,
+           on_card.scores, on_card.arrived, Matrix<int32_t>(out.experts),
+           Matrix<float>(out.weights));
   });
+}
+
+}  // namespace
+
+void route(const Context& context, Tensor x, const Weight& router, const Weight& bias,
+           const RouterShape& shape, Routing out) {
+  check(x, router, bias, shape);
+  if (x.rows <= kFewRows) {
+    return route_few<false>(context, NormRows{}, x, router, bias, shape, out);
+  }
+  const Router& on_card = resident_as<Router>(router);
+  const Grid grid{.blocks = {blocks_for(x.rows, kRowsABlock)}, .threads = kManyWarps * kWarp};
+  with_activation(on_card.dtype, [&]<typename W>(W) {
+    launch(context, grid, many_rows_kernel<W>, Matrix<const bf16>(x),
+           static_cast<const W*>(on_card.rows), resident_as<DeviceRows>(bias).data, shape,
+           Matrix<int32_t>(out.experts), Matrix<float>(out.weights));
+  });
+}
+
+bool can_route_with(const Norm& norm) {
+  const auto is_aligned = [](const Tensor& t) {
+    return t.data == nullptr ||
+           (reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.stride % kLaneColumns == 0);
+  };
+  return norm.x.dtype == DType::kF32 && norm.x.rows <= kFewRows &&
+         norm.x.cols % kStepColumns == 0 && norm.x.cols <= RowColumns::kColumns &&
+         is_aligned(norm.x) && is_aligned(norm.delta) && is_aligned(norm.out);
+}
+
+void norm_and_route(const Context& context, const Norm& norm, const Weight& router,
+                    const Weight& bias, const RouterShape& shape, Routing out) {
+  check(norm.out, router, bias, shape);
+  const NormRows rows{Matrix<float>(norm.x), Matrix<const bf16>(norm.delta), norm.gain, norm.eps};
+  route_few<true>(context, rows, norm.out, router, bias, shape, out);
 }
 
 }  // namespace nibble::cuda

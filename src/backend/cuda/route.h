@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/launch.h"
+#include "backend/cuda/rows.h"
 #include "backend/cuda/weights.h"
 
 namespace nibble::cuda {
@@ -17,5 +18,11 @@ std::shared_ptr<const void> upload_router(const Uploads& to, const Weight& host)
 // 256 experts.
 void route(const Context& context, Tensor x, const Weight& router, const Weight& bias,
            const RouterShape& shape, Routing out);
+
+// Whether the norm whose output is routed next can be computed by the same kernel.
+bool can_route_with(const Norm& norm);
+// The norm, then route() of its output: one stage instead of two.
+void norm_and_route(const Context& context, const Norm& norm, const Weight& router,
+                    const Weight& bias, const RouterShape& shape, Routing out);
 
 }  // namespace nibble::cuda
