@@ -17,6 +17,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr int64_t kCacheBytes = int64_t(2) << 30;
+
 // The models of one evaluation, with one vocabulary.
 struct Models {
   std::unique_ptr<Tokenizer> tokenizer{};
@@ -27,6 +29,8 @@ std::unique_ptr<Runtime> load(const EvalOptions& options, const std::string& nam
   ModelOptions o = options.model;
   if (name != options.model.model) o.model = name, o.quantization = "";
   o.full_logits = true;
+  // Room for texts and for other models beside the engine's cache.
+  if (o.kv_cache_memory_bytes == 0) o.kv_cache_memory_bytes = kCacheBytes;
   return std::make_unique<Runtime>(find_model(o.model), o);
 }
 

@@ -147,7 +147,7 @@ class AttentionTest : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     if (!is_here(GetParam())) GTEST_SKIP() << "no CUDA device here";
-    backend_ = create_backend({.device = GetParam(), .threads = 2});
+    backend_ = test_backend(GetParam());
   }
   ReferenceBackend reference_;
   std::unique_ptr<Backend> backend_;
@@ -372,7 +372,8 @@ TEST_P(AttentionTest, LongContextsAreTheSameAloneAndInAChunk) {
   backend_->free(cache.data);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest, testing::Values("reference", "cpu", "cuda"),
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest,
+                         testing::Values("reference", "cpu", "cpu_exact", "cuda"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -20,7 +20,7 @@ class BackendTest : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     if (!is_here(GetParam())) GTEST_SKIP() << "no CUDA device here";
-    backend_ = create_backend({.device = GetParam(), .threads = 2});
+    backend_ = test_backend(GetParam());
     activation_ = backend_->activation_dtype();
     random_.seed(7);
   }
@@ -464,7 +464,8 @@ TEST_P(BackendTest, AReplayedStepReadsTheBatchAtHand) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, testing::Values("reference", "cpu", "cuda"),
+INSTANTIATE_TEST_SUITE_P(Backends, BackendTest,
+                         testing::Values("reference", "cpu", "cpu_exact", "cuda"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -96,8 +96,13 @@ std::vector<float> random_activations(int64_t count, DType dtype, std::mt19937& 
   return values;
 }
 
-bool is_here(const std::string& device) {
-  return !device.starts_with("cuda") || has_cuda_device();
+std::unique_ptr<Backend> test_backend(const std::string& name) {
+  const bool exact = name == "cpu_exact";
+  return create_backend({.device = exact ? "cpu" : name, .threads = 2, .exact = exact});
+}
+
+bool is_here(const std::string& name) {
+  return !name.starts_with("cuda") || has_cuda_device();
 }
 
 namespace {

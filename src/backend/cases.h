@@ -77,8 +77,10 @@ std::vector<float> random_floats(int64_t count, std::mt19937& random, float scal
 std::vector<float> random_activations(int64_t count, DType dtype, std::mt19937& random,
                                       float scale = 1.0f);
 
-// Whether this machine has the device, by the names of create_backend().
-bool is_here(const std::string& device);
+// Backends that tests name: devices of create_backend() with two threads, and "cpu_exact".
+std::unique_ptr<Backend> test_backend(const std::string& name);
+// Whether this machine has the device of that backend.
+bool is_here(const std::string& name);
 
 // Bound on the error of a sum of K products in FP32, in any order, with inputs x rounded to the
 // given dtype: (K + 2) * 2^-24 of the sum of magnitudes |w| |x|, and

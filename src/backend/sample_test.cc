@@ -30,7 +30,7 @@ class SampleTest : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     if (!is_here(GetParam())) GTEST_SKIP() << "no CUDA device here";
-    backend_ = create_backend({.device = GetParam(), .threads = 2});
+    backend_ = test_backend(GetParam());
   }
   int32_t one(const std::vector<float>& logits, SampleRow row, std::vector<LogitEdit> edits = {}) {
     row.num_edits = int(edits.size());

@@ -61,16 +61,44 @@ const char* format_name(Format format) {
 
 bool QuantizationConfig::Pattern::matches(const std::string& name) const {
   switch (kind) {
-    case Kind::kAll:
-      return true;
-    case Kind::kName:  // the module, or all modules within
-      return name == text || (name.starts_with(text) && name[text.size()] == '.');
+    case Kind::kName:
+      return name == text;
     case Kind::kGlob:
       return fnmatch(text.c_str(), name.c_str(), 0) == 0;
     case Kind::kRegex:
       return std::regex_search(name, *regex, std::regex_constants::match_continuous);
+    case Kind::kAll:
+      return true;
   }
   return false;
+}
+
+template <typename Value>
+void QuantizationConfig::Lookup<Value>::add(const Pattern& pattern, Value value) {
+  if (pattern.kind == Pattern::Kind::kAll) {
+    all_ = std::move(value);
+  } else if (pattern.kind == Pattern::Kind::kName) {
+    names_.insert_or_assign(pattern.text, std::move(value));
+  } else {
+    patterns_.emplace_back(pattern, std::move(value));
+  }
+}
+
+template <typename Value>
+const Value* QuantizationConfig::Lookup<Value>::find(const std::string& name) const {
+  for (size_t end = name.size(); end != std::string::npos && end > 0;
+       end = name.rfind('.', end - 1)) {
+    const auto found = names_.find(name.substr(0, end));
+    if (found != names_.end()) return &found->second;
+  }
+  for (const auto& [pattern, value] : patterns_) {
+    if (pattern.matches(name)) return &value;
+  }
+  return all_ ? &*all_ : nullptr;
+}
+
+void QuantizationConfig::exclude(const std::vector<Pattern>& patterns, Source& source) {
+  for (const Pattern& pattern : patterns) source.excluded.add(pattern, pattern.text);
 }
 
 QuantizationConfig::Pattern QuantizationConfig::modelopt_pattern(const std::string& text) {
@@ -132,11 +160,10 @@ void QuantizationConfig::read_modelopt(const JsonFile& file, const std::string& 
   nvfp4_embedding_ |= file.boolean(key + ".nvfp4_embed").value_or(false);
   Source source{.place = file.name() + ": " + key};
   for (const char* list : {".exclude_modules", ".ignore"}) {
-    const auto more = patterns(file, key + list, modelopt_pattern);
-    source.excluded.insert(source.excluded.end(), more.begin(), more.end());
+    exclude(patterns(file, key + list, modelopt_pattern), source);
   }
   if (algorithm != "MIXED_PRECISION") {
-    if (const auto rule = modelopt_rule(file, key, object)) source.rules.push_back(*rule);
+    if (const auto rule = modelopt_rule(file, key, object)) source.rules.add({}, *rule);
     sources_.push_back(std::move(source));
     return;
   }
@@ -144,9 +171,8 @@ void QuantizationConfig::read_modelopt(const JsonFile& file, const std::string& 
   if (!file.has(layers)) return;  // config.json may leave the list to hf_quant_config.json
   if (!at(file, layers).is_object()) file.fail(layers, "must be an object");
   for (const auto& [name, entry] : at(file, layers).items()) {
-    if (auto rule = modelopt_rule(file, layers, entry)) {
-      rule->pattern = modelopt_pattern(name);
-      source.rules.push_back(*rule);
+    if (const auto rule = modelopt_rule(file, layers, entry)) {
+      source.rules.add(modelopt_pattern(name), *rule);
     }
   }
   sources_.push_back(std::move(source));
@@ -154,8 +180,8 @@ void QuantizationConfig::read_modelopt(const JsonFile& file, const std::string& 
 
 void QuantizationConfig::read_compressed(const JsonFile& file, const std::string& key) {
   method_ = "compressed-tensors";
-  Source source{.place = file.name() + ": " + key,
-                .excluded = patterns(file, key + ".ignore", compressed_pattern)};
+  Source source{.place = file.name() + ": " + key};
+  exclude(patterns(file, key + ".ignore", compressed_pattern), source);
   const std::string groups = key + ".config_groups";
   if (!file.has(groups) || !at(file, groups).is_object()) file.fail(groups, "must be an object");
   for (const auto& [name, group] : at(file, groups).items()) {
@@ -166,9 +192,8 @@ void QuantizationConfig::read_compressed(const JsonFile& file, const std::string
     if (format == Format::kNvfp4 && group_size != 16) {
       file.fail(at_group + ".weights.group_size", "must be 16 for NVFP4");
     }
-    for (Pattern& target : patterns(file, at_group + ".targets", compressed_pattern)) {
-      if (target.text == "Linear") target = {};
-      source.rules.push_back({target, format, group_size});
+    for (const Pattern& target : patterns(file, at_group + ".targets", compressed_pattern)) {
+      source.rules.add(target.text == "Linear" ? Pattern() : target, {format, group_size});
     }
   }
   sources_.push_back(std::move(source));
@@ -218,22 +243,15 @@ void QuantizationConfig::check(const Source& source, const FoundLinear& linear) 
                 source.place + " " + what);
   };
   const bool quantized = linear.format != Format::kBF16 && linear.format != Format::kF32;
-  const Pattern* exclusion = nullptr;
-  for (const Pattern& pattern : source.excluded) {
-    if (pattern.matches(linear.name)) exclusion = &pattern;
-  }
-  const Rule* rule = nullptr;  // the most particular one
-  for (const Rule& candidate : source.rules) {
-    const bool better = rule == nullptr || rule->pattern.kind == Pattern::Kind::kAll;
-    if (better && candidate.pattern.matches(linear.name)) rule = &candidate;
-  }
+  const std::string* const exclusion = source.excluded.find(linear.name);
+  const Rule* const rule = source.rules.find(linear.name);
   if (!quantized) {
     if (linear.is_listed && exclusion == nullptr && rule != nullptr) {
       fail(std::string("says ") + format_name(rule->format) + " and does not exclude it");
     }
     return;
   }
-  if (exclusion != nullptr) fail("excludes it (\"" + exclusion->text + "\")");
+  if (exclusion != nullptr) fail("excludes it (\"" + *exclusion + "\")");
   if (rule == nullptr) fail("does not say that it is quantized");
   if (rule->format != linear.format) fail(std::string("says ") + format_name(rule->format));
   if (linear.format == Format::kInt4 && rule->group_size > 0 &&

@@ -15,6 +15,8 @@
 #include <optional>
 #include <regex>
 #include <string>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/json_file.h"
@@ -51,21 +53,34 @@ class QuantizationConfig {
 
  private:
   struct Pattern {
-    enum class Kind : uint8_t { kAll, kName, kGlob, kRegex };
+    enum class Kind : uint8_t { kName, kGlob, kRegex, kAll };
     Kind kind = Kind::kAll;
     std::string text{};
     std::shared_ptr<const std::regex> regex{};  // kRegex: of what follows "re:"
     bool matches(const std::string& name) const;
   };
   struct Rule {
-    Pattern pattern{};
     Format format = Format::kBF16;
     int group_size = 0;  // 0: not said
   };
+  // Thousands of names, a few patterns.
+  template <typename Value>
+  class Lookup {
+   public:
+    void add(const Pattern& pattern, Value value);
+    // Of the name itself, of a module that it is within, of the first pattern; else what is for
+    // all.
+    const Value* find(const std::string& name) const;
+
+   private:
+    std::unordered_map<std::string, Value> names_{};
+    std::vector<std::pair<Pattern, Value>> patterns_{};
+    std::optional<Value> all_{};
+  };
   struct Source {
     std::string place{};  // file and key
-    std::vector<Rule> rules{};
-    std::vector<Pattern> excluded{};
+    Lookup<Rule> rules{};
+    Lookup<std::string> excluded{};  // the entry
   };
 
   static Pattern modelopt_pattern(const std::string& text);
@@ -74,6 +89,7 @@ class QuantizationConfig {
                                        Pattern (*make)(const std::string&));
   static std::optional<Rule> modelopt_rule(const JsonFile& file, const std::string& key,
                                            const nlohmann::json& object);
+  static void exclude(const std::vector<Pattern>& patterns, Source& source);
   void read_modelopt(const JsonFile& file, const std::string& key);
   void read_compressed(const JsonFile& file, const std::string& key);
   void check(const Source& source, const FoundLinear& linear) const;
