@@ -10,6 +10,7 @@ int chat(const ChatOptions& options);
 int eval(const EvalOptions& options);
 int bench(const BenchOptions& options);
 int quantize(const QuantizeFlags& flags);
+int prune(const PruneFlags& flags);
 int version();
 
 }  // namespace nibble
