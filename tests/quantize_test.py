@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -140,3 +141,135 @@ def test_zero_tensor_is_written_with_scales_of_one(nibble, tmp_path):
     made = reference.tensors_of(tmp_path / "made")
     assert made[LINEAR + ".weight_scale_2"] == 1
     assert (made[LINEAR + ".weight_scale"] == 0x38).all() and not made[LINEAR + ".weight"].any()
+
+
+CALIBRATION = POCKET / "eval" / "calibration.jsonl"
+FEW = ["--samples", 8]  # what is tested does not depend on quality
+
+
+@pytest.fixture(scope="module")
+def best(nibble, tmp_path_factory):
+    target = tmp_path_factory.mktemp("quantized") / "best"
+    result = run(nibble, POCKET, target, *FEW)
+    assert result.returncode == 0, result.stderr
+    return target
+
+
+def test_best_is_plain_nvfp4_with_input_scales(best, source):
+    made = reference.tensors_of(best)
+    for name in reference.tensor_scales(source):
+        if int(name.split(".")[2]) < LAYERS:
+            values = reference.decode(made[name + ".weight"], made[name + ".weight_scale"], made[name + ".weight_scale_2"])
+            original = source[name + ".weight"]
+            assert np.linalg.norm(values - original) < 0.35 * np.linalg.norm(original), name
+            assert made[name + ".input_scale"] > 0 and name + ".pre_quant_scale" not in made
+    assert json.loads((best / "hf_quant_config.json").read_text())["quantization"]["quant_algo"] == "NVFP4"
+    report = json.loads((best / "quantization_report.json").read_text())
+    assert [layer["layer"] for layer in report["layers"]] == list(range(LAYERS))
+    assert all(0 < layer["stream_error"] < 0.2 for layer in report["layers"])
+
+
+def test_linears_of_one_input_share_their_scales(best):
+    made = reference.tensors_of(best)
+    for name in made:
+        for one, other in (("q_a_proj", "kv_a_proj_with_mqa"), ("gate_proj", "up_proj")):
+            if name.endswith(f"{one}.weight_scale_2"):
+                assert made[name] == made[name.replace(one, other)]
+                scale = name.replace("weight_scale_2", "input_scale")
+                assert made[scale] == made[scale.replace(one, other)]
+
+
+def test_killed_run_resumes_to_the_same_bytes(nibble, best, tmp_path):
+    target = tmp_path / "made"
+    command = [str(nibble), "quantize", str(POCKET), str(target), *map(str, FEW)]
+    journal = tmp_path / "made.partial" / "progress.json"
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while killed.poll() is None and not journal.exists():
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert not target.exists() and journal.exists()
+    assert "--resume" in expect_error(nibble, POCKET, target, *FEW)
+    assert "needs the model and options" in expect_error(nibble, POCKET, target, "--samples", 9, "--resume")
+    assert run(nibble, POCKET, target, *FEW, "--resume").returncode == 0
+    for path in best.iterdir():
+        assert (target / path.name).read_bytes() == path.read_bytes(), path.name
+    assert len(list(target.iterdir())) == len(list(best.iterdir()))
+
+
+def test_spilling_changes_nothing(nibble, best, tmp_path):
+    assert run(nibble, POCKET, tmp_path / "made", *FEW, "--spill", tmp_path).returncode == 0
+    name = "model.safetensors"
+    assert (tmp_path / "made" / name).read_bytes() == (best / name).read_bytes()
+
+
+def test_fp8_linears_make_it_mixed_precision(nibble, source, tmp_path):
+    flags = ["--fp8", "*.q_a_proj", "--fp8", "*.kv_a_proj_with_mqa", "--lm-head", "fp8", "--kv-cache-dtype", "fp8"]
+    assert run(nibble, POCKET, tmp_path / "made", "--recipe", "rtn", *flags).returncode == 0
+    made = reference.tensors_of(tmp_path / "made")
+    described = json.loads((tmp_path / "made" / "hf_quant_config.json").read_text())["quantization"]
+    assert described["quant_algo"] == "MIXED_PRECISION" and described["kv_cache_quant_algo"] == "FP8"
+    name = "model.layers.3.self_attn.q_a_proj"
+    assert described["quantized_layers"][name] == {"quant_algo": "FP8"}
+    partner = source["model.layers.3.self_attn.kv_a_proj_with_mqa.weight"]
+    scale = np.float32(max(np.abs(source[name + ".weight"]).max(), np.abs(partner).max()) / np.float32(448))
+    assert made[name + ".weight_scale"] == scale
+    magnitude = reference.e4m3_values()[made[name + ".weight"] & 127] * scale
+    assert np.abs(magnitude - np.abs(source[name + ".weight"])).max() < 2**-4 * np.abs(source[name + ".weight"]).max()
+    assert made["lm_head.weight"].shape == source["lm_head.weight"].shape and "lm_head.weight_scale" in made
+
+
+def test_compressed_tensors_stores_reciprocal_scales(nibble, rtn, tmp_path):
+    assert run(nibble, POCKET, tmp_path / "made", "--recipe", "rtn", "--format", "compressed-tensors").returncode == 0
+    made, modelopt = reference.tensors_of(tmp_path / "made"), reference.tensors_of(rtn)
+    assert np.array_equal(made[LINEAR + ".weight_packed"], modelopt[LINEAR + ".weight"])
+    assert np.array_equal(made[LINEAR + ".weight_scale"], modelopt[LINEAR + ".weight_scale"])
+    assert np.isclose(made[LINEAR + ".weight_global_scale"][0] * modelopt[LINEAR + ".weight_scale_2"], 1, rtol=1e-6)
+    config = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "compressed-tensors" and config["format"] == "nvfp4-pack-quantized"
+
+
+def test_excluded_linears_stay_as_they_are(nibble, source, tmp_path):
+    flags = ["--recipe", "rtn", "--exclude", "*.self_attn.*", "--embed", "nvfp4"]
+    assert run(nibble, POCKET, tmp_path / "made", *flags).returncode == 0
+    made = reference.tensors_of(tmp_path / "made")
+    assert np.array_equal(made[LINEAR + ".weight"], source[LINEAR + ".weight"])
+    assert made["model.embed_tokens.weight"].dtype == np.uint8
+    config = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]
+    assert LINEAR in config["ignore"] and "model.embed_tokens" not in config["ignore"]
+
+
+def test_awq_folds_are_exact(nibble, source, tmp_path):
+    """The scale folded into a norm is the one that was divided out of the linear: their product is the original."""
+    assert run(nibble, POCKET, tmp_path / "made", *FEW, "--recipe", "awq-lite").returncode == 0
+    made = reference.tensors_of(tmp_path / "made")
+
+    def values(name):
+        scales = (made[name + ".weight_scale"], made[name + ".weight_scale_2"])
+        return reference.decode(made[name + ".weight"], *scales)
+
+    prefix = "model.layers.2."
+    for norm, linear in (("input_layernorm", "q_a_proj"), ("self_attn.q_a_layernorm", "q_b_proj")):
+        name = prefix + "self_attn." + linear
+        before = source[name + ".weight"] * source[prefix + norm + ".weight"]
+        after = values(name) * made[prefix + norm + ".weight"]
+        assert np.linalg.norm(after - before) < 0.2 * np.linalg.norm(before)
+    gate, up, down = (prefix + "mlp.experts.3." + x + "_proj" for x in ("gate", "up", "down"))
+    for name in (gate, up):
+        assert name + ".pre_quant_scale" in made
+    effective = values(up) * made[up + ".pre_quant_scale"]
+    folded = np.einsum("nj,jk->nk", values(down), effective)
+    original = np.einsum("nj,jk->nk", source[down + ".weight"], source[up + ".weight"])
+    assert np.linalg.norm(folded - original) < 0.25 * np.linalg.norm(original)
+    assert np.array_equal(made[prefix + "post_attention_layernorm.weight"], source[prefix + "post_attention_layernorm.weight"])
+
+
+def test_unreadable_calibration_lines_are_named(nibble, tmp_path):
+    lines = CALIBRATION.read_text().splitlines()[:3]
+    (tmp_path / "text.jsonl").write_text("\n".join([lines[0], "{broken", '{"messages": []}', lines[1], lines[2]]))
+    flags = ["--calibration", tmp_path / "text.jsonl", "--samples", 8]
+    assert "text.jsonl:2: " in expect_error(nibble, POCKET, tmp_path / "made", *flags, "--strict")
+    result = run(nibble, POCKET, tmp_path / "made", *flags)
+    assert result.returncode == 0
+    for part in ("text.jsonl:2: ", "text.jsonl:3: ", "has 3 samples, fewer than --samples 8"):
+        assert part in result.stderr

@@ -46,8 +46,8 @@ std::string file_path(const fs::path& folder, const std::string& named) {
 }  // namespace
 
 std::vector<std::vector<int32_t>> load_calibration(const fs::path& folder,
-                                                   const CalibrationFile& file) {
-  const std::string path = file_path(folder, file.path);
+                                                   const CalibrationFlags& flags) {
+  const std::string path = file_path(folder, flags.file);
   const auto tokenizer = Tokenizer::load(folder);
   const auto chat_template = ChatTemplate::load(folder);
   if (chat_template == nullptr) {
@@ -58,18 +58,18 @@ std::vector<std::vector<int32_t>> load_calibration(const fs::path& folder,
   std::vector<std::vector<int32_t>> samples;
   std::string line;
   int left_out = 0;
-  for (int number = 1; std::getline(lines, line) && int(samples.size()) < file.samples; ++number) {
+  for (int number = 1; std::getline(lines, line) && int(samples.size()) < flags.samples; ++number) {
     if (line.empty()) continue;
     try {
       samples.push_back(sample_of(line, *chat_template, *tokenizer));
       if (samples.back().empty()) throw Error("has no tokens");
-      if (int(samples.back().size()) > file.max_length) {
-        samples.back().resize(size_t(file.max_length));
+      if (int(samples.back().size()) > flags.max_length) {
+        samples.back().resize(size_t(flags.max_length));
       }
     } catch (const std::exception& e) {
       if (!samples.empty() && samples.back().empty()) samples.pop_back();
       const std::string what = path + ":" + std::to_string(number) + ": " + e.what();
-      if (file.strict) throw Error(what);
+      if (flags.strict) throw Error(what);
       if (++left_out <= kShownLines) log_warning(what + "; left out");
     }
   }
@@ -77,9 +77,9 @@ std::vector<std::vector<int32_t>> load_calibration(const fs::path& folder,
     log_warning(path + ": " + std::to_string(left_out) + " lines were left out in all");
   }
   if (samples.empty()) throw Error("--calibration " + path + ": has no usable line");
-  if (int(samples.size()) < file.samples) {
+  if (int(samples.size()) < flags.samples) {
     log_warning(path + ": has " + std::to_string(samples.size()) +
-                " samples, fewer than --samples " + std::to_string(file.samples));
+                " samples, fewer than --samples " + std::to_string(flags.samples));
   }
   return samples;
 }

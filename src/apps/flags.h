@@ -13,5 +13,6 @@ void add_eval_flags(CLI::App& app, EvalOptions& options);
 void add_plan_flags(CLI::App& app, PlanOptions& o);
 void add_bench_flags(CLI::App& app, BenchOptions& options);
 void add_quantize_flags(CLI::App& app, QuantizeFlags& flags);
+void add_prune_flags(CLI::App& app, PruneFlags& flags);
 
 }  // namespace nibble

@@ -20,6 +20,7 @@ struct Options {
   PlanOptions plan{};
   BenchOptions bench{};
   QuantizeFlags quantize{};
+  PruneFlags prune{};
 };
 
 // A flag given twice counts as given last, as in vLLM: command lines can be added to.
@@ -45,6 +46,8 @@ void add_subcommands(CLI::App& app, Options& options) {
                  options.plan);
   add_quantize_flags(*app.add_subcommand("quantize", "make an NVFP4 checkpoint of a BF16 one"),
                      options.quantize);
+  add_prune_flags(*app.add_subcommand("prune", "leave out the experts that matter least"),
+                  options.prune);
   app.add_subcommand("version", "print version and device");
   let_the_last_win(app);
 }
@@ -61,6 +64,7 @@ int run(const CLI::App& app, Options& options) {
   if (app.got_subcommand("bench")) return bench(options.bench);
   if (app.got_subcommand("plan")) return plan(options.plan);
   if (app.got_subcommand("quantize")) return quantize(options.quantize);
+  if (app.got_subcommand("prune")) return prune(options.prune);
   return version();
 }
 

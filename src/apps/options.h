@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "compress/recipe.h"
+#include "compress/options.h"
 
 namespace nibble {
 
@@ -76,20 +76,30 @@ struct EvalOptions {
   std::string json{};  // where to write the result
 };
 
-struct QuantizeFlags {
-  QuantizeOptions quantize{};
-  std::string device = "auto";
-  int threads = 0;            // 0: physical cores
-  std::string calibration{};  // a .jsonl file of conversations; empty: the pocket model's
+// Conversations that show a model its inputs, and the machine that runs them.
+struct CalibrationFlags {
+  std::string device = "cpu";
+  int threads = 0;     // 0: physical cores
+  std::string file{};  // .jsonl; empty: the pocket model's
   int samples = 512;
   int max_length = 2048;  // tokens of a sample; the rest is cut off
   bool strict = false;    // refuse lines that cannot be read instead of leaving them out
+};
+
+struct QuantizeFlags {
+  QuantizeOptions quantize{};
+  CalibrationFlags calibration{};
   bool dry_run = false;
 };
 
 struct PlanOptions {
   ModelOptions model{};
   std::string gpu_memory{};  // such as 16303MiB; empty: of the card that is here
+};
+
+struct PruneFlags {
+  PruneOptions prune{};
+  CalibrationFlags calibration{};
 };
 
 struct BenchOptions {

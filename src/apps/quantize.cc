@@ -12,6 +12,7 @@
 #include "apps/subcommands.h"
 #include "apps/terminal.h"
 #include "backend/create.h"
+#include "compress/awq_encoder.h"
 #include "compress/best_encoder.h"
 
 namespace nibble {
@@ -86,22 +87,21 @@ int quantize(const QuantizeFlags& flags) {
   const auto start = Clock::now();
   QuantizeJob job{.options = flags.quantize};
   job.options.source = find_model(flags.quantize.source.string());
-  const int threads = flags.threads > 0 ? flags.threads : num_physical_cores();
+  const CalibrationFlags& c = flags.calibration;
+  const int threads = c.threads > 0 ? c.threads : num_physical_cores();
   ThreadPool pool(threads);
-  const auto backend = create_backend({.device = flags.device, .threads = threads});
+  const auto backend = create_backend({.device = c.device, .threads = threads});
   std::optional<CalibrationTokens> tokens;
   std::optional<LayerRunner> runner;
   if (job.options.recipe != "rtn") {
-    tokens.emplace(load_calibration(job.options.source, {.path = flags.calibration,
-                                                         .samples = flags.samples,
-                                                         .max_length = flags.max_length,
-                                                         .strict = flags.strict}));
+    tokens.emplace(load_calibration(job.options.source, c));
     job.options.calibration_key = tokens->key();
   }
   job.make_encoder = [&](const Recipe& recipe, const GlmConfig& config, const GlmWeights& weights) {
     if (recipe.method == Method::kRoundToNearest) return make_nearest_encoder(pool);
     runner.emplace(config, weights, *backend, *tokens, job.options.spill);
-    return make_best_encoder(recipe, *runner, pool);
+    if (recipe.method == Method::kAwqLite) return make_awq_encoder(*runner, pool);
+    return make_best_encoder(*runner, pool);
   };
   ProgressLine line;
   job.on_progress = [&](const QuantizeProgress& p) {

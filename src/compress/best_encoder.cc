@@ -69,8 +69,7 @@ class QuantizedStack {
 
 class BestEncoder : public LayerEncoder {
  public:
-  BestEncoder(const Recipe& recipe, LayerRunner& runner, ThreadPool& pool)
-      : recipe_(recipe), runner_(runner), pool_(pool) {
+  BestEncoder(LayerRunner& runner, ThreadPool& pool) : runner_(runner), pool_(pool) {
     runner_.embed(nullptr);
   }
 
@@ -169,7 +168,7 @@ class BestEncoder : public LayerEncoder {
         const auto moments = moments_.find(key_of(planned->group));
         Encoded encoded = encode_group(*planned, original, moments->second, report);
         moments_.erase(moments);
-        emit(*planned, encoded);
+        emit.group(*planned, encoded);
         stack.add(planned->group, std::move(encoded));
         changed = true;
       }
@@ -184,7 +183,7 @@ class BestEncoder : public LayerEncoder {
     Encoded encoded;
     if (planned.precision == Precision::kFp8) {
       encoded = round_to_nearest(original, group, planned.precision, pool_);
-      encoded.input_amax = moments.amax;
+      encoded.input_amax = moments.amax();
     } else {
       std::vector<float> weights(size_t(group.rows * group.cols));
       pool_.parallel_for(group.rows, [&](int64_t r) {
@@ -200,7 +199,6 @@ class BestEncoder : public LayerEncoder {
     return encoded;
   }
 
-  const Recipe& recipe_;
   LayerRunner& runner_;
   ThreadPool& pool_;
   const FeedbackOptions options_{};
@@ -209,9 +207,8 @@ class BestEncoder : public LayerEncoder {
 
 }  // namespace
 
-std::unique_ptr<LayerEncoder> make_best_encoder(const Recipe& recipe, LayerRunner& runner,
-                                                ThreadPool& pool) {
-  return std::make_unique<BestEncoder>(recipe, runner, pool);
+std::unique_ptr<LayerEncoder> make_best_encoder(LayerRunner& runner, ThreadPool& pool) {
+  return std::make_unique<BestEncoder>(runner, pool);
 }
 
 }  // namespace nibble

@@ -8,8 +8,7 @@
 
 namespace nibble {
 
-// `runner` must have been made of the same model; all must outlive the encoder.
-std::unique_ptr<LayerEncoder> make_best_encoder(const Recipe& recipe, LayerRunner& runner,
-                                                ThreadPool& pool);
+// Both must outlive the encoder.
+std::unique_ptr<LayerEncoder> make_best_encoder(LayerRunner& runner, ThreadPool& pool);
 
 }  // namespace nibble

@@ -148,34 +148,13 @@ void round_rows(const std::vector<float>& targets, const Order& order, const Fee
   }
 }
 
-// Sum over rows of x H x'.
-double energy(const std::vector<float>& x, int64_t rows, const Moments& m, ThreadPool& pool) {
-  const int64_t n = m.cols;
-  std::vector<float> product(static_cast<size_t>(rows * n));
-  std::vector<float> whole(m.inputs);
-  pool.parallel_for(n, [&](int64_t i) {
-    for (int64_t j = 0; j < i; ++j) whole[size_t(i * n + j)] = m.inputs[size_t(j * n + i)];
-  });
-  add_product({.x = {.data = x.data(), .depth_stride = 1, .stride = n},
-               .y = {.data = whole.data(), .depth_stride = n},
-               .out = product.data(),
-               .out_stride = n,
-               .rows = rows,
-               .cols = n,
-               .depth = n},
-              pool);
-  double sum = 0;
-  for (size_t i = 0; i < x.size(); ++i) sum += double(product[i]) * x[i];
-  return sum;
-}
-
 }  // namespace
 
 FeedbackResult encode_with_feedback(const std::string& name, std::vector<float>& weights,
                                     int64_t rows, const Moments& moments,
                                     const FeedbackOptions& options, ThreadPool& pool) {
   const int64_t n = moments.cols;
-  const double output = energy(weights, rows, moments, pool);
+  const double output = moments.output_energy(weights.data(), rows, pool);
   std::vector<float> original = weights;
   const Order order(moments, options.damping);
   const std::vector<float> u = order.factor(name, pool);
@@ -187,7 +166,7 @@ FeedbackResult encode_with_feedback(const std::string& name, std::vector<float>&
   float amax = 0;
   for (const float w : weights) amax = std::max(amax, std::fabs(w));
   out.tensor_scale = amax == 0 ? 1.0f : amax / (nvfp4::kE2M1Max * options.largest_scale);
-  out.input_amax = moments.amax;
+  out.input_amax = moments.amax();
   const Factors factors = factors_of(u, n, pool);
   const Feedback feedback{.cols = n,
                           .before = factors.before.data(),
@@ -205,7 +184,8 @@ FeedbackResult encode_with_feedback(const std::string& name, std::vector<float>&
     out.decode_row(r, weights.data() + r * n);
     for (int64_t k = 0; k < n; ++k) original[size_t(r * n + k)] -= weights[size_t(r * n + k)];
   });
-  if (output > 0) result.output_error = std::sqrt(energy(original, rows, moments, pool) / output);
+  if (output > 0)
+    result.output_error = std::sqrt(moments.output_energy(original.data(), rows, pool) / output);
   return result;
 }
 

@@ -18,8 +18,8 @@
 namespace nibble {
 
 struct FeedbackOptions {
-  double target_share = 0.5;  // a; needs Moments::cross
-  double damping = 0.01;      // l
+  double target_share = 0.4;  // a; needs Moments::cross
+  double damping = 0.05;      // l
   float largest_scale = 256;  // tensor scale = largest target / (6 * this)
   int lowest_candidate = -7;  // E4M3 codes around that of the block's largest magnitude
   int highest_candidate = 6;

@@ -7,10 +7,15 @@
 
 namespace nibble {
 
+float Moments::amax() const {
+  return cols == 0 ? 0 : *std::max_element(column_amax.begin(), column_amax.end());
+}
+
 void Moments::reset(int64_t num_cols, bool with_cross) {
   cols = num_cols;
   rows = 0;
-  amax = 0;
+  column_amax.assign(size_t(cols), 0.0f);
+  column_sum.assign(size_t(cols), 0.0);
   inputs.assign(size_t(cols * cols), 0.0f);
   cross.assign(with_cross ? size_t(cols * cols) : 0, 0.0f);
 }
@@ -18,9 +23,17 @@ void Moments::reset(int64_t num_cols, bool with_cross) {
 void Moments::add(const float* x, const float* original, int64_t count, int64_t stride,
                   ThreadPool& pool) {
   rows += count;
+  std::vector<float> sum(static_cast<size_t>(cols));
   for (int64_t r = 0; r < count; ++r) {
-    for (int64_t k = 0; k < cols; ++k) amax = std::max(amax, std::fabs(x[r * stride + k]));
+    const float* row = x + r * stride;
+    for (int64_t k = 0; k < cols; ++k) {
+      const float magnitude = std::fabs(row[k]);
+      sum[size_t(k)] += magnitude;
+      column_amax[size_t(k)] =
+          column_amax[size_t(k)] < magnitude ? magnitude : column_amax[size_t(k)];
+    }
   }
+  for (int64_t k = 0; k < cols; ++k) column_sum[size_t(k)] += sum[size_t(k)];
   const Operand<float> quantized{.data = x, .depth_stride = stride};
   MatrixProduct<float> product{.x = quantized,
                                .y = quantized,
@@ -36,6 +49,25 @@ void Moments::add(const float* x, const float* original, int64_t count, int64_t 
   product.out = cross.data();
   product.upper = false;
   add_product(product, pool);
+}
+
+double Moments::output_energy(const float* weights, int64_t num_rows, ThreadPool& pool) const {
+  std::vector<float> whole(inputs);
+  pool.parallel_for(cols, [&](int64_t i) {
+    for (int64_t j = 0; j < i; ++j) whole[size_t(i * cols + j)] = inputs[size_t(j * cols + i)];
+  });
+  std::vector<float> product(size_t(num_rows * cols));
+  add_product({.x = {.data = weights, .depth_stride = 1, .stride = cols},
+               .y = {.data = whole.data(), .depth_stride = cols},
+               .out = product.data(),
+               .out_stride = cols,
+               .rows = num_rows,
+               .cols = cols,
+               .depth = cols},
+              pool);
+  double sum = 0;
+  for (size_t i = 0; i < product.size(); ++i) sum += double(product[i]) * weights[i];
+  return sum;
 }
 
 }  // namespace nibble

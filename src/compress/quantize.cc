@@ -2,60 +2,24 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <set>
-#include <sstream>
 
-#include "base/error.h"
+#include "base/numbers.h"
 #include "compress/disk_layout.h"
+#include "compress/journal.h"
 #include "compress/round_to_nearest.h"
+#include "compress/source_folder.h"
 
 namespace nibble {
 namespace {
 
-namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
-constexpr char kJournal[] = "progress.json";
 constexpr char kReport[] = "quantization_report.json";
 
-// Files of a checkpoint that stay true when its weights are quantized.
-constexpr const char* kCopiedFiles[] = {"generation_config.json",
-                                        "tokenizer.json",
-                                        "tokenizer_config.json",
-                                        "chat_template.jinja",
-                                        "special_tokens_map.json",
-                                        "added_tokens.json",
-                                        "vocab.json",
-                                        "merges.txt",
-                                        "LICENSE",
-                                        "LICENSE.txt",
-                                        "NOTICE",
-                                        "NOTICE.md"};
-
-std::string read_file(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream bytes;
-  bytes << file.rdbuf();
-  if (!file) throw Error(path.string() + ": cannot be read");
-  return bytes.str();
-}
-
-void refuse_quantized(const fs::path& folder, const GlmConfig& config,
-                      const Checkpoint& checkpoint) {
-  std::string what = config.quantization.empty() ? "" : "its config.json has quantization_config";
-  for (const auto& [name, tensor] : checkpoint.tensors()) {
-    const bool plain = tensor.dtype == DType::kBF16 || tensor.dtype == DType::kF32;
-    if (what.empty() && !plain) what = name + " is " + dtype_name(tensor.dtype);
-  }
-  if (what.empty()) return;
-  throw Error(folder.string() + ": is quantized already (" + what +
-              "); start from the BF16 checkpoint");
-}
-
 // What a resumed run must have in common with the one that was stopped.
-ordered_json settings_of(const QuantizeOptions& o, const Recipe& recipe) {
-  return {{"source", fs::absolute(o.source).string()},
+nlohmann::json settings_of(const QuantizeOptions& o, const Recipe& recipe) {
+  return {{"source", std::filesystem::absolute(o.source).string()},
           {"recipe", o.recipe},
           {"format", o.format},
           {"label", recipe.label()},
@@ -80,7 +44,13 @@ class QuantizeRun {
 
   QuantizeReport run() {
     auto encoder = job_.make_encoder(recipe_, config_, weights_);
-    const int done = options_.resume ? read_journal() : 0;
+    Journal journal(*writer_, settings_of(options_, recipe_), options_.resume);
+    if (recipe_.calibrates()) {
+      check_weights();
+      writer_->keep();
+    }
+    const int done = int(journal.layers().size());
+    for (const auto& layer : journal.layers()) layers_.push_back(layer_report_of(layer));
     if (done > 0) {
       pass_layers(*encoder, done);
     } else {
@@ -92,16 +62,16 @@ class QuantizeRun {
       progress(l);
       layers_.push_back(encode_layer(*encoder, recipe_.layers[size_t(l)]));
       layers_.back().layer = l;
-      write_journal();
+      journal.add_layer(to_json(layers_.back()));
     }
     write_single(recipe_.lm_head, [&](auto& planned) { return encoder->encode_head(planned); });
     progress(config_.num_layers);
-    QuantizeReport report{.label = recipe_.label(),
-                          .layers = layers_,
-                          .source_bytes = checkpoint_.size_bytes(),
-                          .target_bytes = writer_->size_bytes()};
+    const QuantizeReport report{.label = recipe_.label(),
+                                .layers = layers_,
+                                .source_bytes = checkpoint_.size_bytes(),
+                                .target_bytes = writer_->size_bytes()};
     write_files(report);
-    fs::remove(writer_->partial_folder() / kJournal);
+    journal.remove();
     writer_->finish();
     return report;
   }
@@ -148,14 +118,27 @@ class QuantizeRun {
     for (const PlannedGroup& planned : layer) {
       if (planned.precision == Precision::kKept) write_kept(planned, *writer_);
     }
-    LayerReport report =
-        encoder.encode_layer(layer, [&](const PlannedGroup& planned, const Encoded& encoded) {
-          write_encoded(recipe_, planned, encoded, *writer_);
-        });
+    const LayerEncoder::Emit emit{
+        .group =
+            [&](const PlannedGroup& planned, const Encoded& encoded) {
+              write_encoded(recipe_, planned, encoded, *writer_);
+            },
+        .vector = [&](const Weight& norm,
+                      const std::vector<float>& values) { write_vector(norm, values); }};
+    LayerReport report = encoder.encode_layer(layer, emit);
     for (const PlannedGroup& planned : layer) {
       weights_done_ += planned.group.rows * planned.group.cols;
     }
     return report;
+  }
+
+  void write_vector(const Weight& vector, const std::vector<float>& values) {
+    if (vector.parts[0].format == Format::kF32) {
+      return writer_->write(vector.name, values.data(), int64_t(values.size()) * 4);
+    }
+    std::vector<uint16_t> rounded;
+    for (const float value : values) rounded.push_back(float_to_bf16(value));
+    writer_->write(vector.name, rounded.data(), int64_t(rounded.size()) * 2);
   }
 
   void pass_layers(LayerEncoder& encoder, int done) {
@@ -172,41 +155,26 @@ class QuantizeRun {
     }
   }
 
-  void write_journal() {
-    writer_->sync();
-    if (recipe_.calibrates()) writer_->keep();
-    ordered_json layers = ordered_json::array();
-    for (const LayerReport& layer : layers_) layers.push_back(to_json(layer));
-    const ordered_json journal = {{"settings", settings_of(options_, recipe_)}, {"layers", layers}};
-    writer_->write_file(kJournal, journal.dump(1) + "\n");
-  }
-
-  // The number of layers that an earlier run finished.
-  int read_journal() {
-    const fs::path path = writer_->partial_folder() / kJournal;
-    if (!fs::exists(path)) return 0;
-    const JsonFile journal = JsonFile::load(path);
-    if (journal.root().value("settings", nlohmann::json()) !=
-        nlohmann::json(settings_of(options_, recipe_))) {
-      throw Error(path.string() + ": --resume needs the model and options of the run that was " +
-                  "stopped; delete " + writer_->partial_folder().string() + " to start afresh");
-    }
-    try {
-      for (const auto& layer : journal.root().at("layers")) {
-        layers_.push_back(layer_report_of(layer));
+  // Calibration takes long: what it would stumble over later is found at once.
+  void check_weights() {
+    std::vector<float> row;
+    recipe_.for_each([&](const PlannedGroup& planned) {
+      if (planned.precision == Precision::kKept) return;
+      row.resize(size_t(planned.group.cols));
+      int64_t first = 0;
+      for (const Linear& linear : planned.group.linears) {
+        for (int64_t r = 0; r < linear.rows; ++r) {
+          decode_rows(*planned.weight, planned.group, first + r, 1, row.data());
+          checked_amax(linear.name, row.data(), 1, planned.group.cols);
+        }
+        first += linear.rows;
       }
-    } catch (const nlohmann::json::exception& e) {
-      throw Error(path.string() + ": is damaged: " + e.what());
-    }
-    return int(layers_.size());
+    });
   }
 
   void write_files(const QuantizeReport& report) {
-    for (const char* name : kCopiedFiles) {
-      const fs::path path = options_.source / name;
-      if (fs::is_regular_file(path)) writer_->write_file(name, read_file(path));
-    }
-    auto config = ordered_json::parse(read_file(options_.source / "config.json"));
+    copy_files(options_.source, *writer_);
+    ordered_json config = read_config(options_.source);
     config["quantization_config"] = quantization_config(recipe_, config_);
     writer_->write_file("config.json", config.dump(2) + "\n");
     if (recipe_.format == DiskFormat::kModelOpt) {
@@ -247,7 +215,7 @@ class NearestEncoder : public LayerEncoder {
       report.groups.push_back({.name = planned.group.name(),
                                .precision = planned.precision,
                                .error = weight_error(planned, encoded)});
-      emit(planned, encoded);
+      emit.group(planned, encoded);
     }
     return report;
   }

@@ -14,7 +14,11 @@ namespace nibble {
 // How a recipe encodes; one object works through the layers in rising order.
 class LayerEncoder {
  public:
-  using Emit = std::function<void(const PlannedGroup&, const Encoded&)>;
+  struct Emit {
+    std::function<void(const PlannedGroup&, const Encoded&)> group{};
+    // New values of a norm's gain; rounded to the dtype that it has.
+    std::function<void(const Weight&, const std::vector<float>&)> vector{};
+  };
 
   virtual ~LayerEncoder() = default;
   // Encodes all groups of the layer that are not kept, in any order.

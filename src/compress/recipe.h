@@ -2,34 +2,17 @@
 // there.
 #pragma once
 
-#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "compress/encoded.h"
 #include "compress/linears.h"
+#include "compress/options.h"
 
 namespace nibble {
 
 enum class Method : uint8_t { kRoundToNearest, kAwqLite, kBest };
 enum class DiskFormat : uint8_t { kModelOpt, kCompressedTensors };
-
-struct QuantizeOptions {
-  std::filesystem::path source{};
-  std::filesystem::path target{};
-  std::string recipe = "best";          // rtn | awq-lite | best
-  std::vector<std::string> exclude{};   // patterns of linears that stay as they are
-  std::vector<std::string> fp8{};       // patterns of linears in FP8
-  std::string format = "modelopt";      // modelopt | compressed-tensors
-  std::string kv_cache_dtype = "auto";  // auto | fp8: a note for engines, nothing else
-  std::string lm_head = "bf16";         // bf16 | fp8 | nvfp4
-  std::string embed = "bf16";           // bf16 | nvfp4
-  bool fold = false;                    // awq-lite: no pre_quant_scale in the result
-  std::string calibration_key{};        // changes with the calibration tokens
-  std::filesystem::path spill{};        // folder for activations; empty: memory
-  bool resume = false;
-  int64_t file_bytes = 5'000'000'000;
-};
 
 struct PlannedGroup {
   LinearGroup group{};

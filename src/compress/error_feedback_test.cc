@@ -1,0 +1,105 @@
+#include "compress/error_feedback.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "compress/round_to_nearest.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kRows = 37, kCols = 96, kInputs = 500;
+
+// Inputs whose columns are correlated and of different size, and weights.
+struct Problem {
+  std::vector<float> x = std::vector<float>(kInputs * kCols), original = x;
+  std::vector<float> weights = std::vector<float>(kRows * kCols);
+  Moments moments{};
+  ThreadPool pool{2};
+
+  explicit Problem(bool with_cross) {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    for (float& w : weights) w = normal(random);
+    for (int64_t r = 0; r < kInputs; ++r) {
+      const float common = normal(random);
+      for (int64_t k = 0; k < kCols; ++k) {
+        const size_t at = size_t(r * kCols + k);
+        original[at] = (common + normal(random)) * (k % 7 == 0 ? 5.0f : 1.0f);
+        x[at] = 0.9f * original[at] + 0.05f * normal(random);
+      }
+    }
+    moments.reset(kCols, with_cross);
+    moments.add(x.data(), original.data(), kInputs, kCols, pool);
+  }
+
+  // Sum over the inputs of |Q x - W y|^2, y being x or the original inputs.
+  double output_error(const Encoded& encoded, const std::vector<float>& y) const {
+    double sum = 0;
+    std::vector<float> row(kCols);
+    for (int64_t n = 0; n < kRows; ++n) {
+      encoded.decode_row(n, row.data());
+      for (int64_t r = 0; r < kInputs; ++r) {
+        double d = 0;
+        for (int64_t k = 0; k < kCols; ++k) {
+          d += double(row[size_t(k)]) * x[size_t(r * kCols + k)] -
+               double(weights[size_t(n * kCols + k)]) * y[size_t(r * kCols + k)];
+        }
+        sum += d * d;
+      }
+    }
+    return sum;
+  }
+
+  FeedbackResult encode(const FeedbackOptions& options) {
+    std::vector<float> scratch = weights;
+    return encode_with_feedback("test", scratch, kRows, moments, options, pool);
+  }
+};
+
+TEST(ErrorFeedback, HalvesTheErrorOfRoundingToNearest) {
+  Problem p(false);
+  const Encoded nearest =
+      round_to_nearest(p.weights.data(), kRows, kCols, Precision::kNvfp4, p.pool);
+  const FeedbackResult fed = p.encode({});
+  const double error = p.output_error(fed.encoded, p.x);
+  EXPECT_LT(error, 0.5 * p.output_error(nearest, p.x));
+  const double output = p.moments.output_energy(p.weights.data(), kRows, p.pool);
+  EXPECT_NEAR(fed.output_error, std::sqrt(error / output), 1e-4);
+}
+
+TEST(ErrorFeedback, MovedTargetsComeCloserToTheOriginalOutput) {
+  Problem p(true);
+  double before = p.output_error(p.encode({.target_share = 0}).encoded, p.original);
+  for (const double share : {0.5, 1.0}) {
+    const double error = p.output_error(p.encode({.target_share = share}).encoded, p.original);
+    EXPECT_LT(error, before) << share;
+    before = error;
+  }
+}
+
+TEST(ErrorFeedback, NeedsNoInputs) {
+  Problem p(false);
+  p.moments.reset(kCols, false);
+  const FeedbackResult fed = p.encode({});
+  std::vector<float> row(kCols);
+  fed.encoded.decode_row(0, row.data());
+  for (int64_t k = 0; k < kCols; ++k) {
+    EXPECT_NEAR(row[size_t(k)], p.weights[size_t(k)], std::fabs(p.weights[size_t(k)]) / 3 + 0.3);
+  }
+}
+
+TEST(ErrorFeedback, DoesNotDependOnTheNumberOfThreads) {
+  Problem one(true), many(true);
+  ThreadPool pool(3);
+  std::vector<float> a = one.weights, b = many.weights;
+  const auto x = encode_with_feedback("test", a, kRows, one.moments, {}, one.pool);
+  const auto y = encode_with_feedback("test", b, kRows, many.moments, {}, pool);
+  EXPECT_EQ(x.encoded.codes, y.encoded.codes);
+  EXPECT_EQ(x.encoded.scales, y.encoded.scales);
+}
+
+}  // namespace
+}  // namespace nibble

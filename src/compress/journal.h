@@ -1,0 +1,31 @@
+// Journal: which layers of a checkpoint in the making are on the disk, for a run that resumes.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint_writer.h"
+#include "checkpoint/json_file.h"
+
+namespace nibble {
+
+class Journal {
+ public:
+  // `settings`: what a resumed run must have in common with the one that was stopped. With `resume`
+  // reads what that run finished. Throws Error: it had other settings, or the file is damaged.
+  Journal(CheckpointWriter& writer, nlohmann::json settings, bool resume);
+
+  // Entries of the layers that are done, from layer 0 on.
+  const std::vector<nlohmann::json>& layers() const { return layers_; }
+  // All that was written so far is on the disk when it returns, with the layer's entry.
+  void add_layer(nlohmann::json entry);
+  // Before the folder is finished.
+  void remove();
+
+ private:
+  CheckpointWriter& writer_;
+  nlohmann::json settings_;
+  std::vector<nlohmann::json> layers_;
+};
+
+}  // namespace nibble

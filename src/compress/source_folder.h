@@ -1,0 +1,23 @@
+// The folder of a checkpoint that is compressed: what must be true of it, and what of it is copied.
+#pragma once
+
+#include <filesystem>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/checkpoint_writer.h"
+#include "checkpoint/json_file.h"
+#include "model/glm_config.h"
+
+namespace nibble {
+
+// Throws Error that names what gives it away: the checkpoint is quantized already.
+void refuse_quantized(const std::filesystem::path& folder, const GlmConfig& config,
+                      const Checkpoint& checkpoint);
+
+// config.json with its keys in their order.
+nlohmann::ordered_json read_config(const std::filesystem::path& folder);
+
+// Tokenizer, template, sampling defaults and licences: files that stay true when weights change.
+void copy_files(const std::filesystem::path& folder, CheckpointWriter& writer);
+
+}  // namespace nibble
