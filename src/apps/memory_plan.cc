@@ -27,6 +27,20 @@ int64_t packed_bytes(const Weight& w) {
   }
 }
 
+// The larger of what grouped experts and expanded attention keep for a step of `rows`.
+int64_t workspace_bytes_of(const GlmConfig& c, int64_t rows) {
+  constexpr int64_t kGroupedRows = 2048, kSlabPositions = 4096, kBF16 = 2, kF32 = 4;
+  const int64_t pairs = std::min(rows, kGroupedRows) * (c.top_k + c.shared_experts);
+  const int64_t experts = pairs * (c.hidden * (kF32 + kBF16) +
+                                   int64_t(c.expert_dim) * kBF16);  // products, inputs, inner
+  const MlaShape mla = c.mla();
+  const int64_t head_rows = mla.nope_dim + mla.value_dim;
+  const int64_t slab = kSlabPositions * (mla.record_dim() + mla.heads * head_rows) * kBF16;
+  const int64_t up = mla.heads * head_rows * mla.latent_dim * kBF16;
+  const int64_t queries = rows * mla.heads * (mla.query_dim() * kBF16 + mla.value_dim * kF32);
+  return std::max(experts, slab + up + queries);
+}
+
 }  // namespace
 
 int64_t card_bytes(const Weight& w) {
@@ -57,6 +71,7 @@ MemoryPlan plan_card(const GlmConfig& config, const GlmWeights& weights,
                              .max_num_batched_tokens = options.max_num_batched_tokens};
   plan.activation_bytes = GlmFlash::scratch_bytes(
       config, DType::kBF16, options.max_num_batched_tokens, Engine::logit_rows(engine));
+  plan.workspace_bytes = workspace_bytes_of(config, options.max_num_batched_tokens);
   return plan;
 }
 
