@@ -1,17 +1,25 @@
 # A thin door over CMake and scripts/. ARGS="..." goes to the program: make serve ARGS="--port 9000"
 .DEFAULT_GOAL := help
-.PHONY: help setup build serve chat eval test install format
+.PHONY: help setup build cuda cuda-all serve chat eval test install format
 PREFIX ?= /usr/local
 ARGS ?=
 
 help:  ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
 
 setup:
 	@scripts/setup.sh build
 
 build: setup  ## the program, at build/nibble
 	@scripts/build.sh release nibble
+
+cuda:  ## the program with kernels for this machine's GPUs; fetches NVIDIA's compiler where there is none
+	@scripts/setup.sh cuda
+	@scripts/cuda.sh here
+
+cuda-all:  ## the same for all GPUs from Ampere to Blackwell
+	@scripts/setup.sh cuda
+	@scripts/cuda.sh all
 
 serve: build  ## serve the pocket model on port 8000
 	@build/nibble serve $(ARGS)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what packages.txt names and this machine lacks; removes nothing. setup.sh build|test
+# Installs what packages.txt names and this machine lacks; removes nothing. setup.sh build|cuda|test
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 stage=${1:-build}
@@ -30,7 +30,7 @@ missing() {  # the packages that this machine needs
   local package when check rest
   while read -r package when check rest; do
     case $package in '' | '#'*) continue ;; esac
-    [ "$when" = build ] || [ "$stage" = test ] || continue
+    [ "$when" = build ] || [ "$when" = "$stage" ] || [ "$stage" = test ] || continue
     has "$check" || echo "$package"
   done <"$root/scripts/packages.txt"
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything CI runs. test.sh [STEP...] runs some of: style release python asan tsan fuzz
+# Everything CI runs. test.sh [STEP...] runs some of: style release python asan tsan fuzz cuda
 # Each step's output goes to build/test-logs and is shown when the step fails.
 set -uo pipefail
 . "$(dirname "$0")/env.sh"
@@ -129,11 +129,19 @@ run_tsan() {
 
 run_fuzz() { step "build fuzz" scripts/build.sh fuzz fuzz_targets && step "fuzz 20 s each" fuzz; }
 
+# Kernels for a Hopper and a Blackwell. Their tests look for a GPU, also where there is no driver, and are
+# skipped without one.
+run_cuda() {
+  step "compiler for CUDA" scripts/cuda.sh fetch || return
+  step "build cuda" scripts/build.sh cuda backend_test || return
+  step "unit tests cuda" build-cuda/tests/backend_test '--gtest_filter=*/cuda'
+}
+
 start=$(date +%s)
 for name in "${@:-style}" ; do
-  declare -F "run_$name" >/dev/null || { echo "no step $name; steps: style release python asan tsan fuzz" >&2; exit 2; }
+  declare -F "run_$name" >/dev/null || { echo "no step $name; steps: style release python asan tsan fuzz cuda" >&2; exit 2; }
 done
-[ $# -gt 0 ] || set -- style release python asan tsan fuzz
+[ $# -gt 0 ] || set -- style release python asan tsan fuzz cuda
 for name in "$@"; do "run_$name"; done
 
 printf '\n%sAll steps%s, %d s\n' "$bold" "$plain" $(($(date +%s) - start))

@@ -10,10 +10,16 @@
 namespace nibble {
 namespace {
 
-class EngineTest : public testing::Test {
+class EngineTest : public testing::TestWithParam<const char*> {
  protected:
-  static void SetUpTestSuite() { pocket_ = new PocketModel("cpu"); }
-  static void TearDownTestSuite() { delete pocket_; }
+  static void TearDownTestSuite() { pocket_.reset(); }
+  // Loaded once for all tests of a device.
+  void SetUp() override {
+    if (!is_here(GetParam())) GTEST_SKIP() << "no CUDA device here";
+    if (device_ == GetParam()) return;
+    pocket_ = std::make_unique<PocketModel>(GetParam());
+    device_ = GetParam();
+  }
 
   static Request greedy(const Golden& golden) {
     return {.prompt = golden.input_ids, .sampling = {.temperature = 0, .max_tokens = 160}};
@@ -33,13 +39,12 @@ class EngineTest : public testing::Test {
     EXPECT_EQ(engine.metrics().num_requests_waiting, 0);
   }
 
-  static PocketModel* pocket_;
+  static inline std::unique_ptr<PocketModel> pocket_;
+  static inline std::string device_;
   const std::vector<Golden> goldens_ = load_goldens();
 };
 
-PocketModel* EngineTest::pocket_ = nullptr;
-
-TEST_F(EngineTest, PrefillInChunksOfAnySize) {
+TEST_P(EngineTest, PrefillInChunksOfAnySize) {
   for (const int chunk : {1, 7, 64, 1024}) {
     auto server =
         pocket_->serve({.max_num_seqs = 1, .max_num_batched_tokens = chunk, .num_pages = 256});
@@ -51,7 +56,7 @@ TEST_F(EngineTest, PrefillInChunksOfAnySize) {
   }
 }
 
-TEST_F(EngineTest, AloneOrInABatchOfSixteen) {
+TEST_P(EngineTest, AloneOrInABatchOfSixteen) {
   auto server =
       pocket_->serve({.max_num_seqs = 16, .max_num_batched_tokens = 64, .num_pages = 800});
   std::vector<Golden> sixteen = goldens_;
@@ -59,7 +64,7 @@ TEST_F(EngineTest, AloneOrInABatchOfSixteen) {
   expect_goldens(*server.engine, sixteen);
 }
 
-TEST_F(EngineTest, WithAndWithoutAPrefixHit) {
+TEST_P(EngineTest, WithAndWithoutAPrefixHit) {
   auto server = pocket_->serve({.num_pages = 800});
   expect_goldens(*server.engine, goldens_);
   const int64_t before = server.engine->metrics().prefix_cache_hits;
@@ -72,13 +77,13 @@ TEST_F(EngineTest, WithAndWithoutAPrefixHit) {
   EXPECT_EQ(server.engine->metrics().prefix_cache_hits, after);
 }
 
-TEST_F(EngineTest, BeforeAndAfterAPreemption) {
+TEST_P(EngineTest, BeforeAndAfterAPreemption) {
   auto server = pocket_->serve({.max_model_len = 800, .max_num_seqs = 12, .num_pages = 60});
   expect_goldens(*server.engine, goldens_);
   EXPECT_GT(server.engine->metrics().num_preemptions, 0);
 }
 
-TEST_F(EngineTest, SampledTokensDependOnTheSeedAlone) {
+TEST_P(EngineTest, SampledTokensDependOnTheSeedAlone) {
   const auto sample = [&](Engine& engine, uint64_t seed) {
     Request request = greedy(goldens_[6]);
     request.sampling.temperature = 4.0f;
@@ -102,7 +107,7 @@ TEST_F(EngineTest, SampledTokensDependOnTheSeedAlone) {
   EXPECT_GT(distinct.size(), 5u);
 }
 
-TEST_F(EngineTest, LimitsEndARequest) {
+TEST_P(EngineTest, LimitsEndARequest) {
   auto server = pocket_->serve({.max_model_len = 64, .num_pages = 100});
   Request request = greedy(goldens_[0]);
   request.sampling.max_tokens = 5;
@@ -119,7 +124,7 @@ TEST_F(EngineTest, LimitsEndARequest) {
   EXPECT_GE(drain(*server.engine, *server.engine->submit(request)).size(), 45u);
 }
 
-TEST_F(EngineTest, PromptLogprobsEqualTransformersLosses) {
+TEST_P(EngineTest, PromptLogprobsEqualTransformersLosses) {
   auto server = pocket_->serve({.max_num_seqs = 4, .num_pages = 300});
   std::ifstream file(kPocketFolder + "/goldens.json");
   const auto nll = nlohmann::json::parse(file)[4]["nll"].get<std::vector<double>>();
@@ -138,7 +143,7 @@ TEST_F(EngineTest, PromptLogprobsEqualTransformersLosses) {
   }
 }
 
-TEST_F(EngineTest, CancelledRequestsReturnTheirPages) {
+TEST_P(EngineTest, CancelledRequestsReturnTheirPages) {
   auto server = pocket_->serve({.num_pages = 800});
   std::vector<std::shared_ptr<TokenStream>> streams;
   for (const Golden& golden : goldens_) streams.push_back(server.engine->submit(greedy(golden)));
@@ -153,7 +158,7 @@ TEST_F(EngineTest, CancelledRequestsReturnTheirPages) {
   EXPECT_EQ(server.engine->metrics().num_pages_used, 0);
 }
 
-TEST_F(EngineTest, BadRequestsAreRefused) {
+TEST_P(EngineTest, BadRequestsAreRefused) {
   auto server = pocket_->serve({.max_model_len = 100, .num_pages = 100});
   const auto status_of = [&](const Request& request) {
     try {
@@ -171,11 +176,11 @@ TEST_F(EngineTest, BadRequestsAreRefused) {
   EXPECT_EQ(status_of({.prompt = {5}}), 0);
 }
 
-TEST_F(EngineTest, ACacheThatIsTooSmallIsRefused) {
+TEST_P(EngineTest, ACacheThatIsTooSmallIsRefused) {
   EXPECT_THROW(pocket_->serve({.max_model_len = 4096, .num_pages = 255}), Error);
 }
 
-TEST_F(EngineTest, ManyThreadsSubmitAndCancel) {
+TEST_P(EngineTest, ManyThreadsSubmitAndCancel) {
   auto server = pocket_->serve({.max_num_seqs = 32, .num_pages = 600});
   Engine& engine = *server.engine;
   std::thread runner([&] { engine.run(); });
@@ -206,6 +211,9 @@ TEST_F(EngineTest, ManyThreadsSubmitAndCancel) {
   EXPECT_FALSE(engine.healthy());
   EXPECT_THROW(engine.submit(greedy(goldens_[0])), ApiError);
 }
+
+INSTANTIATE_TEST_SUITE_P(Backends, EngineTest, testing::Values("cpu", "cuda"),
+                         [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace nibble

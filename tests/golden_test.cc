@@ -75,6 +75,7 @@ TEST(Golden, ReferenceLogitsAndHiddenStatesEqualTransformers) {
 class GoldenTest : public testing::TestWithParam<const char*> {};
 
 TEST_P(GoldenTest, GreedyIdsEqualTransformers) {
+  if (!is_here(GetParam())) GTEST_SKIP() << "no CUDA device here";
   PocketModel pocket(GetParam());
   auto server = pocket.serve({.num_pages = 400});
   std::vector<std::shared_ptr<TokenStream>> streams;
@@ -90,6 +91,7 @@ TEST_P(GoldenTest, GreedyIdsEqualTransformers) {
 constexpr float kNearTie = 0.5f;
 
 TEST_P(GoldenTest, GreedyIdsOfAModeloptExportEqualItsReference) {
+  if (!is_here(GetParam())) GTEST_SKIP() << "no CUDA device here";
   PocketModel pocket(GetParam(), kModeloptFolder);
   auto server = pocket.serve({.num_pages = 400});
   int compared = 0;
@@ -110,7 +112,7 @@ TEST_P(GoldenTest, GreedyIdsOfAModeloptExportEqualItsReference) {
   EXPECT_GT(compared, 250);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, GoldenTest, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, GoldenTest, testing::Values("reference", "cpu", "cuda"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -18,6 +18,11 @@ namespace nibble {
 inline const std::string kPocketFolder = NIBBLE_SOURCE_DIR "/models/pocket";
 inline const std::string kModeloptFolder = NIBBLE_SOURCE_DIR "/models/pocket-modelopt";
 
+// Whether this machine has the device, by the names of create_backend().
+inline bool is_here(const std::string& device) {
+  return !device.starts_with("cuda") || has_cuda_device();
+}
+
 struct PocketModel {
   explicit PocketModel(const std::string& device, const std::string& folder = kPocketFolder)
       : config(GlmConfig::load(folder)),

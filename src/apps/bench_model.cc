@@ -100,9 +100,14 @@ double ModelBench::distinct_experts(DecodePoint point) {
   if (cost_.expert_bytes == 0) return 0;
   double distinct = 0, layers = 0;
   runtime_.model->on_routing = [&](const Routing& routing) {
-    std::vector<int32_t> ids(size_t(routing.experts.rows * routing.experts.cols));
-    runtime_.backend->read(routing.experts.data, ids.data(), ids.size() * 4);
-    distinct += double(std::set<int32_t>(ids.begin(), ids.end()).size());
+    const Tensor& experts = routing.experts;  // columns of a wider tensor
+    std::vector<int32_t> ids(size_t(experts.rows * experts.stride));
+    runtime_.backend->read(experts.data, ids.data(), ids.size() * 4);
+    std::set<int32_t> chosen;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (int64_t(i) % experts.stride < experts.cols) chosen.insert(ids[i]);
+    }
+    distinct += double(chosen.size());
     ++layers;
   };
   for (int step = 0; step < 2; ++step) run_step(batch_of(point, step));

@@ -3,13 +3,44 @@
 namespace nibble {
 namespace {
 
+void add_memory_flags(CLI::Option_group& group, ModelOptions& o) {
+  group.add_option("--block-size", o.block_size, "tokens of a page of the cache")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N");
+  group
+      .add_option("--num-gpu-blocks-override", o.num_gpu_blocks_override,
+                  "pages of the cache (default: by memory)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 31))
+      ->type_name("N");
+  group
+      .add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
+                  "memory of the cache (default: what a card has left; on a CPU up to 4 GiB)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 50))
+      ->type_name("BYTES");
+  group
+      .add_option("--gpu-memory-utilization", o.gpu_memory_utilization,
+                  "share of a card's memory to take in all")
+      ->capture_default_str()
+      ->check(CLI::Range(0.01, 1.0))
+      ->type_name("SHARE");
+  group
+      .add_option("--gpu-memory-limit", o.gpu_memory_limit,
+                  "take no more of a card in all than this, such as 16303MiB or 15.5GiB")
+      ->type_name("SIZE");
+  group.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.prefix_caching,
+                 "keep and share the cache of common beginnings (default: on)");
+}
+
 void add_model_flags(CLI::App& app, ModelOptions& o) {
   app.add_option("model", o.model,
                  "folder with config.json, tokenizer.json and *.safetensors (default: the pocket "
                  "model that comes with nibble)")
       ->type_name("MODEL");
   auto* group = app.add_option_group("model and machine");
-  group->add_option("--device", o.device, "auto or cpu; reference: plain loops, for tests")
+  group
+      ->add_option("--device", o.device,
+                   "auto: a GPU if there is one; cpu, cuda, cuda:N; reference (for tests)")
       ->capture_default_str()
       ->type_name("NAME");
   group->add_option("--threads", o.threads, "CPU threads (default: physical cores)")
@@ -51,22 +82,7 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20))
       ->type_name("N");
-  group->add_option("--block-size", o.block_size, "tokens of a page of the cache")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N");
-  group
-      ->add_option("--num-gpu-blocks-override", o.num_gpu_blocks_override,
-                   "pages of the cache (default: by memory)")
-      ->check(CLI::Range(int64_t(1), int64_t(1) << 31))
-      ->type_name("N");
-  group
-      ->add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes,
-                   "memory of the cache (default: up to 4 GiB)")
-      ->check(CLI::Range(int64_t(1), int64_t(1) << 50))
-      ->type_name("BYTES");
-  group->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.prefix_caching,
-                  "keep and share the cache of common beginnings (default: on)");
+  add_memory_flags(*group, o);
   group->add_option("--max-logprobs", o.max_logprobs, "most top_logprobs a request may ask for")
       ->capture_default_str()
       ->check(CLI::Range(0, 1000))
@@ -189,6 +205,14 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
       ->type_name("NAME,...");
   group->add_option("--json", o.json, "write the results, with a bit for each problem")
       ->type_name("FILE");
+}
+
+void add_plan_flags(CLI::App& app, PlanOptions& o) {
+  add_model_flags(app, o.model);
+  app.add_option_group("plan")
+      ->add_option("--gpu-memory", o.gpu_memory,
+                   "memory of the card, such as 16303MiB (default: of the card that is here)")
+      ->type_name("SIZE");
 }
 
 void add_bench_flags(CLI::App& app, BenchOptions& o) {

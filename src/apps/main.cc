@@ -17,6 +17,7 @@ struct Options {
   ServeOptions serve{};
   ChatOptions chat{};
   EvalOptions eval{};
+  PlanOptions plan{};
   BenchOptions bench{};
   QuantizeFlags quantize{};
   PruneFlags prune{};
@@ -41,6 +42,8 @@ void add_subcommands(CLI::App& app, Options& options) {
                  options.eval);
   add_bench_flags(*app.add_subcommand("bench", "measure speed beside the machine's own limits"),
                   options.bench);
+  add_plan_flags(*app.add_subcommand("plan", "say what fits on a card, before loading"),
+                 options.plan);
   add_quantize_flags(*app.add_subcommand("quantize", "make an NVFP4 checkpoint of a BF16 one"),
                      options.quantize);
   add_prune_flags(*app.add_subcommand("prune", "leave out the experts that matter least"),
@@ -59,6 +62,7 @@ int run(const CLI::App& app, Options& options) {
   if (app.got_subcommand("chat")) return chat(options.chat);
   if (app.got_subcommand("eval")) return eval(options.eval);
   if (app.got_subcommand("bench")) return bench(options.bench);
+  if (app.got_subcommand("plan")) return plan(options.plan);
   if (app.got_subcommand("quantize")) return quantize(options.quantize);
   if (app.got_subcommand("prune")) return prune(options.prune);
   return version();

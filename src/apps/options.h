@@ -25,8 +25,10 @@ struct ModelOptions {
   int max_num_seqs = 256;
   int max_num_batched_tokens = 2048;
   int block_size = 16;
-  int64_t num_gpu_blocks_override = 0;  // pages of the cache; 0: by memory
-  int64_t kv_cache_memory_bytes = 0;    // 0: up to a share of the machine's memory
+  int64_t num_gpu_blocks_override = 0;   // pages of the cache; 0: by memory
+  int64_t kv_cache_memory_bytes = 0;     // 0: what is left of the card's, a share of the host's
+  double gpu_memory_utilization = 0.92;  // of the card's memory, all that is taken
+  std::string gpu_memory_limit{};        // such as 16303MiB: as if the card had no more
   bool prefix_caching = true;
   int max_logprobs = 20;
   uint64_t seed = 0;
@@ -87,12 +89,16 @@ struct CalibrationFlags {
 struct QuantizeFlags {
   QuantizeOptions quantize{};
   CalibrationFlags calibration{};
-  bool dry_run = false;
 };
 
 struct PruneFlags {
   PruneOptions prune{};
   CalibrationFlags calibration{};
+};
+
+struct PlanOptions {
+  ModelOptions model{};
+  std::string gpu_memory{};  // such as 16303MiB; empty: of the card that is here
 };
 
 struct BenchOptions {

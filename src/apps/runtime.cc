@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 
 #include "apps/model_files.h"
 #include "apps/terminal.h"
@@ -12,16 +11,6 @@
 
 namespace nibble {
 namespace {
-
-int64_t available_memory_bytes() {
-  std::ifstream file("/proc/meminfo");
-  std::string key;
-  int64_t kilobytes = 0;
-  for (std::string rest; file >> key >> kilobytes; std::getline(file, rest)) {
-    if (key == "MemAvailable:") return kilobytes * 1024;
-  }
-  return int64_t(1) << 32;
-}
 
 // Whether --dtype asks for FP32 throughout.
 bool is_exact(const std::string& dtype) {
@@ -60,17 +49,34 @@ int64_t pages_for(int64_t tokens, int page_size) {
   return (tokens + page_size - 1) / page_size;
 }
 
+constexpr int kMostSplitContext = 16384;
+constexpr int64_t kCardReserveBytes = int64_t(32) << 20;  // recorded steps, the driver's own growth
+
 struct Limits {
   int max_model_len = 0;
   int64_t num_pages = 0;
 };
 
-Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format) {
-  const int64_t page_bytes = kv_page_bytes({.format = format,
+int64_t page_bytes_of(const ModelOptions& o, const GlmConfig& config, KvFormat format) {
+  const MlaShape mla = config.mla();
+  return config.num_layers * kv_page_bytes({.format = format,
                                             .page_size = o.block_size,
-                                            .width = config.mla().record_dim(),
-                                            .latent = config.mla().latent_dim}) *
-                             config.num_layers;
+                                            .width = mla.record_dim(),
+                                            .latent = mla.latent_dim});
+}
+
+// What the cache may take: of a card, what its budget has left; of a host, a share of what is free.
+int64_t cache_bytes_of(const ModelOptions& o, const Backend& backend) {
+  if (o.kv_cache_memory_bytes > 0) return o.kv_cache_memory_bytes;
+  const MemoryState memory = backend.memory();
+  if (!backend.is_card()) return std::min(int64_t(4) << 30, memory.free_bytes * 2 / 5);
+  const int64_t budget = card_budget_bytes(o, memory.total_bytes);
+  const int64_t used = memory.total_bytes - memory.free_bytes;
+  return std::min(budget - used, memory.free_bytes) - kCardReserveBytes;
+}
+
+Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format,
+                 const Backend& backend) {
   Limits limits{.max_model_len = config.max_positions};
   const bool automatic =
       o.max_model_len.empty() || o.max_model_len == "auto" || o.max_model_len == "-1";
@@ -85,11 +91,15 @@ Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format
   if (o.num_gpu_blocks_override > 0) {
     limits.num_pages = o.num_gpu_blocks_override;
   } else {
-    const int64_t bytes = o.kv_cache_memory_bytes > 0
-                              ? o.kv_cache_memory_bytes
-                              : std::min(int64_t(4) << 30, available_memory_bytes() * 2 / 5);
+    const int64_t bytes = cache_bytes_of(o, backend);
+    const int64_t page_bytes = page_bytes_of(o, config, format);
+    if (bytes < page_bytes) {
+      throw Error("no memory is left for the cache: " + backend.description() +
+                  " has too little beside the weights; give it more (--gpu-memory-utilization, "
+                  "--gpu-memory-limit), or see what fits with nibble plan");
+    }
     const int64_t useful = pages_for(limits.max_model_len, o.block_size) * o.max_num_seqs;
-    limits.num_pages = std::max<int64_t>(1, std::min(bytes / page_bytes, useful));
+    limits.num_pages = std::min(bytes / page_bytes, useful);
   }
   const int64_t capacity = std::min<int64_t>(limits.num_pages * o.block_size, config.max_positions);
   if (automatic && capacity < limits.max_model_len) {
@@ -101,6 +111,38 @@ Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format
 }
 
 }  // namespace
+
+int64_t card_limit_bytes(const ModelOptions& o) {
+  return o.gpu_memory_limit.empty() ? 0 : parse_size("--gpu-memory-limit", o.gpu_memory_limit);
+}
+
+int64_t card_budget_bytes(const ModelOptions& o, int64_t card_bytes) {
+  const int64_t limit = card_limit_bytes(o);
+  return limit > 0 ? std::min(limit, card_bytes)
+                   : int64_t(double(card_bytes) * o.gpu_memory_utilization);
+}
+
+int64_t parse_size(const std::string& flag, const std::string& text) {
+  size_t used = 0;
+  double value = 0;
+  try {
+    value = std::stod(text, &used);
+  } catch (const std::exception&) {
+    used = 0;
+  }
+  const std::string unit = text.substr(used);
+  const double factor = unit == "GiB"   ? double(int64_t(1) << 30)
+                        : unit == "MiB" ? double(int64_t(1) << 20)
+                        : unit == "GB"  ? 1e9
+                        : unit == "MB"  ? 1e6
+                        : unit.empty()  ? 1
+                                        : 0;
+  const double bytes = std::floor(value * factor);
+  if (used == 0 || factor == 0 || !(bytes >= 1) || bytes > 1e15) {
+    throw Error(flag + " " + text + ": must be a size such as 16303MiB, 15.5GiB or 16GB");
+  }
+  return int64_t(bytes);
+}
 
 int parse_token_count(const std::string& flag, const std::string& text) {
   size_t used = 0;
@@ -135,26 +177,61 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                 " is less than --max-num-seqs " + std::to_string(o.max_num_seqs) +
                 ": a step decodes a token of each sequence");
   }
-  const Limits limits = limits_of(o, config, kv_format);
-  EngineOptions engine_options{.max_model_len = limits.max_model_len,
-                               .max_num_seqs = o.max_num_seqs,
+  EngineOptions engine_options{.max_num_seqs = o.max_num_seqs,
                                .max_num_batched_tokens = o.max_num_batched_tokens,
                                .page_size = o.block_size,
-                               .num_pages = limits.num_pages,
                                .kv_format = kv_format,
                                .prefix_caching = o.prefix_caching,
                                .max_logprobs = o.max_logprobs,
                                .seed = o.seed,
                                .eos_token_ids = config.eos_token_ids,
                                .on_step = std::move(on_step)};
-  backend = create_backend({.device = o.device, .threads = o.threads, .exact = is_exact(o.dtype)});
+  backend = create_backend({.device = o.device,
+                            .threads = o.threads,
+                            .exact = is_exact(o.dtype),
+                            .card_memory_bytes = card_limit_bytes(o)});
   weights = o.load_format == "dummy" ? dummy_weights(config)
                                      : GlmWeights::load(Checkpoint::open(folder), config);
   if (o.full_logits) weights.lm_head.use = Use::kLinear;
   upload_weights();
   model = std::make_unique<GlmFlash>(config, weights, *backend, o.max_num_batched_tokens,
                                      Engine::logit_rows(engine_options));
+  if (backend->is_card()) warm_up(engine_options);
+  const Limits limits = limits_of(o, config, kv_format, *backend);
+  engine_options.max_model_len = limits.max_model_len;
+  engine_options.num_pages = limits.num_pages;
   engine = std::make_unique<Engine>(*model, std::move(engine_options));
+}
+
+// The largest steps there can be, over a cache that will be forgotten: what the kernels need is
+// allocated now, so that the cache can have all that is left and nothing grows later.
+void Runtime::warm_up(const EngineOptions& o) {
+  KvLayer layer{.format = o.kv_format,
+                .page_size = o.page_size,
+                .width = config.mla().record_dim(),
+                .latent = config.mla().latent_dim};
+  const int64_t pages = pages_for(o.max_num_batched_tokens, o.page_size);
+  layer.data = backend->allocate(size_t(pages * kv_page_bytes(layer)));
+  const std::vector<KvLayer> caches(size_t(config.num_layers), layer);
+
+  Batch prompt{.tokens = std::vector<int32_t>(size_t(o.max_num_batched_tokens)),
+               .segments = {{.num_rows = o.max_num_batched_tokens}},
+               .logit_rows = {0}};
+  for (int64_t p = 0; p < pages; ++p) prompt.pages.push_back(int32_t(p));
+  model->forward(prompt, caches);
+
+  // Every sequence so long that kernels split it as often as they ever do, all in the same pages.
+  const int context = std::min(config.max_positions, kMostSplitContext) - 1;
+  Batch decode{.pages = std::vector<int32_t>(size_t(pages_for(context + 1, o.page_size)), 0)};
+  for (int s = 0; s < o.max_num_seqs; ++s) {
+    decode.tokens.push_back(0);
+    decode.segments.push_back({.first_row = s, .num_rows = 1, .context = context});
+    decode.logit_rows.push_back(s);
+  }
+  const Tensor logits = model->forward(decode, caches);
+  float value = 0;
+  if (logits.rows > 0) backend->read(logits.data, &value, sizeof(value));  // waits
+  backend->free(layer.data);
 }
 
 void Runtime::upload_weights() {

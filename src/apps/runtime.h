@@ -38,9 +38,18 @@ class Runtime {
 
  private:
   void upload_weights();
+  void warm_up(const EngineOptions& options);
 
   std::thread engine_thread_;
 };
+
+// --gpu-memory-limit in bytes; 0 where it is not given. Throws Error that names the flag.
+int64_t card_limit_bytes(const ModelOptions& options);
+// What may be taken in all of a card of `card_bytes`, by --gpu-memory-limit or -utilization.
+int64_t card_budget_bytes(const ModelOptions& options, int64_t card_bytes);
+
+// "16303MiB", "15.5GiB", "16GB" or bytes; throws Error that names `flag`.
+int64_t parse_size(const std::string& flag, const std::string& text);
 
 // "4096", "4k" (4,000), "4K" (4,096), "25.6k"; throws Error that names `flag`.
 int parse_token_count(const std::string& flag, const std::string& text);

@@ -111,18 +111,24 @@ int serve(const ServeOptions& options) {
   set_log_level(log_level_of(options.log_level));
   const ServerOptions for_server = server_options(options, find_model(options.model.model));
   std::atomic<Server*> listening{nullptr};
+  const Engine* engine = nullptr;
   Session session(options.model, options.chat_template, [&] {
-    if (Server* server = listening.load(std::memory_order_acquire)) server->on_step();
+    Server* server = listening.load(std::memory_order_acquire);
+    if (server == nullptr) return;
+    server->on_step();
+    if (!engine->healthy()) server->stop();
   });
+  engine = &session.engine();
   Server server(for_server, session.engine(), *session.tokenizer, session.chat_template.get());
   listening.store(&server, std::memory_order_release);
   session.runtime->start();
   print_invitation(for_server, server.port(), session);
   server.run();
+  const bool failed = !engine->healthy();
   session.runtime->stop(/*drain=*/false);
   listening.store(nullptr, std::memory_order_release);
-  log_info("stopped");
-  return 0;
+  log_info(failed ? "stopped, because the engine failed" : "stopped");
+  return failed ? 1 : 0;
 }
 
 }  // namespace nibble

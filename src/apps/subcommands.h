@@ -11,6 +11,7 @@ int eval(const EvalOptions& options);
 int bench(const BenchOptions& options);
 int quantize(const QuantizeFlags& flags);
 int prune(const PruneFlags& flags);
+int plan(const PlanOptions& options);
 int version();
 
 }  // namespace nibble

@@ -33,7 +33,6 @@ constexpr Rule kRules[] = {
     {"--enforce-eager", kSwitch, kSilent, "there are no graphs to switch off on this device"},
     {"--no-enforce-eager", kSwitch, kSilent, ""},
     {"--enable-auto-tool-choice", kSwitch, kSilent, "tool calls are always parsed"},
-    {"--gpu-memory-utilization", kValue, kSilent, "the CPU's memory is not shared out"},
     {"--async-scheduling", kSwitch, kSilent, ""},
     {"--no-async-scheduling", kSwitch, kSilent, ""},
     {"--disable-log-stats", kSwitch, kSilent, ""},

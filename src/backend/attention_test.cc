@@ -8,6 +8,7 @@
 #include "backend/cases.h"
 #include "backend/create.h"
 #include "backend/reference/reference_backend.h"
+#include "base/numbers.h"
 
 namespace nibble {
 namespace {
@@ -44,7 +45,7 @@ Scene scene_of(const AttentionCase& c, std::mt19937& random) {
       free.pop_back();
     }
     scene.fill.segments.push_back({scene.fill.rows(), context, 0, first_page});
-    scene.batch.segments.push_back({scene.batch.rows(), rows, context, first_page});
+    scene.batch.segments.push_back({scene.batch.rows(), rows, context, first_page, c.expanded});
     scene.fill.tokens.resize(size_t(scene.fill.rows() + context));
     scene.batch.tokens.resize(size_t(scene.batch.rows() + rows));
   }
@@ -59,12 +60,15 @@ struct Inputs {
 
 Inputs inputs_of(const AttentionCase& c, const Scene& scene, DType dtype, std::mt19937& random) {
   const MlaShape s = shape_of(c);
-  return {.gain = float_weight("gain", random_floats(512, random)),
-          .kv_b = random_weight("kv_b", Use::kLatentUp, c.format, c.heads, 448, 512, random,
-                                c.input_scales),
-          .fill_kv = random_activations(scene.fill.rows() * s.record_dim(), dtype, random, 2),
-          .kv = random_activations(scene.batch.rows() * s.record_dim(), dtype, random, 2),
-          .q = random_activations(scene.batch.rows() * c.heads * s.query_dim(), dtype, random)};
+  Inputs inputs = {
+      .gain = float_weight("gain", random_floats(512, random)),
+      .kv_b = random_weight("kv_b", Use::kLatentUp, c.format, c.heads, 448, 512, random,
+                            c.input_scales),
+      .fill_kv = random_activations(scene.fill.rows() * s.record_dim(), dtype, random, 2),
+      .kv = random_activations(scene.batch.rows() * s.record_dim(), dtype, random, 2),
+      .q = random_activations(scene.batch.rows() * c.heads * s.query_dim(), dtype, random)};
+  inputs.kv_b.key_rows = s.nope_dim;
+  return inputs;
 }
 
 KvLayer layer_of(const AttentionCase& c) {
@@ -178,9 +182,26 @@ TEST_P(AttentionTest, StoreWritesTheSameRecords) {
   }
 }
 
+// The largest magnitude that the blocks of an NVFP4 weight can hold.
+double largest_value(const Weight& w) {
+  double largest = 0;
+  for (const WeightPart& part : w.parts) {
+    for (int64_t i = 0; i < part.rows * w.cols / 16; ++i) {
+      largest = std::max(largest, 6.0 * double(part.global_scale) *
+                                      std::fabs(double(e4m3_to_float(part.block_scales[i]))));
+    }
+  }
+  return largest;
+}
+
+// Half an integer step of inputs up to `largest`, in as many products with values up to `weight`.
+double integer_error(int64_t inputs, double largest, double weight) {
+  return double(inputs) * weight * largest / 65534;
+}
+
 // Bound of one head's output. Scores move by at most d = scale * e * (magnitude of the score's
 // products); probabilities then by a factor e^(2d); the output by (e^(2d) - 1 + errors of exp and
-// of the sums) times the magnitude of the value products.
+// of the sums) times the magnitude of the value products. Expanded values are rounded once more.
 std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, const Inputs& in,
                                     const std::vector<uint8_t>& cache, DType input_dtype) {
   const MlaShape s = shape_of(c);
@@ -188,6 +209,9 @@ std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, 
   for (int64_t r = 0; r < in.kv_b.total_rows(); ++r) decode_row(in.kv_b, r, w.data() + r * 512);
   std::vector<double> bound;
   const KvLayer layer = layer_at(c, cache);
+  const bool integers = input_dtype == DType::kI16;
+  const double largest_weight = integers ? largest_value(in.kv_b) : 0;
+  if (integers) input_dtype = DType::kF32;
   const double e =
       2 * product_error(s.nope_dim, input_dtype) + 2 * product_error(s.record_dim(), input_dtype);
   for (const Segment& segment : scene.batch.segments) {
@@ -215,14 +239,24 @@ std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, 
           score += std::fabs(q[s.nope_dim + d]) * std::sqrt(2.0) *
                    std::max(top[size_t(512 + d)], top[size_t(512 + (d ^ 1))]);
         }
-        const double shift = 2 * score / std::sqrt(double(s.query_dim())) * e;
+        double largest_query = 0, column = 0;
+        for (int d = 0; d < s.nope_dim; ++d) {
+          largest_query = std::max(largest_query, double(std::fabs(q[d])));
+        }
+        for (int k = 0; k < 512; ++k) column = std::max(column, top[size_t(k)]);
+        // Keys: inputs times block scales, whose products with the codes are largest_weight.
+        const double rounding =
+            512 * column * integer_error(s.nope_dim, largest_query, largest_weight);
+        const double shift = 2 * (score * e + rounding) / std::sqrt(double(s.query_dim()));
         for (int d = 0; d < s.value_dim; ++d) {
           double value = 0;
           for (int k = 0; k < 512; ++k) {
             value += std::fabs(w[size_t((h * 448 + 192 + d) * 512 + k)]) * top[size_t(k)];
           }
           bound.push_back(value * (std::expm1(shift) + double(length) * 0x1p-23 +
-                                   product_error(512, input_dtype) + 4 * kFunctionError));
+                                   (c.expanded ? 2 : 1) * product_error(512, input_dtype) +
+                                   4 * kFunctionError) +
+                          integer_error(512, column, largest_weight));
         }
       }
     }
@@ -236,7 +270,8 @@ TEST_P(AttentionTest, Attention) {
     const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
     const Result got = run(*backend_, c, scene, in);
     const Result want = run(reference_, c, scene, in, &got.cache);
-    const auto bound = attention_bound(c, scene, in, got.cache, backend_->product_input_dtype());
+    const auto bound =
+        attention_bound(c, scene, in, got.cache, backend_->product_input_dtype(c.format));
     double xx = 0, xy = 0, yy = 0;
     for (size_t i = 0; i < bound.size(); ++i) {
       const double stored = storage_error(backend_->activation_dtype()) * std::fabs(want.out[i]);
@@ -247,44 +282,57 @@ TEST_P(AttentionTest, Attention) {
     }
     // The bound above is for the worst case; the vectors as wholes must be closer: two products'
     // relative error each way, squared.
-    const double e = 4 * product_error(576, backend_->product_input_dtype());
+    const double e = 4 * product_error(576, backend_->product_input_dtype(c.format));
     EXPECT_LE(xx + yy - 2 * xy, e * e * (xx + yy) + 1e-30);
   }
 }
 
-TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
-  const AttentionCase c{4, KvFormat::kBF16, 16, {{0, 150}}, Format::kBF16};
-  const Scene scene = scene_of(c, random_);
-  const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
+// The case, which is one segment, in chunks of 1, 14, 27, ... rows: the bits that `whole` has.
+void expect_same_in_chunks(Backend& backend, const AttentionCase& c, const Scene& scene,
+                           const Inputs& in, const std::vector<float>& whole) {
   const MlaShape s = shape_of(c);
-  const auto whole = run(*backend_, c, scene, in).out;
-
+  const DType dtype = backend.activation_dtype();
+  const auto [context, rows] = c.segments[0];
   KvLayer cache = layer_of(c);
-  cache.data = backend_->allocate(size_t(kv_page_bytes(cache) * scene.num_pages));
-  const Weight gain = backend_->upload(in.gain), kv_b = backend_->upload(in.kv_b);
+  cache.data = backend.allocate(size_t(kv_page_bytes(cache) * scene.num_pages));
+  const Weight gain = backend.upload(in.gain), kv_b = backend.upload(in.kv_b);
+  DeviceMatrix fill_kv(backend, context, s.record_dim(), in.fill_kv, dtype);
+  backend.begin_step(scene.fill);
+  backend.mla_store(fill_kv.tensor(), gain, s, scene.fill, cache);
+  const auto part_of = [&](const std::vector<float>& values, int first, int count, int width) {
+    return std::vector<float>(values.begin() + first * width,
+                              values.begin() + (first + count) * width);
+  };
   const int q_dim = s.heads * s.query_dim(), out_dim = s.heads * s.value_dim;
-  for (int first = 0, chunk = 1; first < 150; first += chunk, chunk = chunk % 40 + 13) {
-    chunk = std::min(chunk, 150 - first);
-    Batch batch{.tokens = std::vector<int32_t>(size_t(chunk)),
-                .segments = {{0, chunk, first, 0}},
-                .pages = scene.batch.pages};
-    const DType dtype = backend_->activation_dtype();
-    DeviceMatrix kv(
-        *backend_, chunk, s.record_dim(),
-        {in.kv.begin() + first * s.record_dim(), in.kv.begin() + (first + chunk) * s.record_dim()},
-        dtype);
-    DeviceMatrix q(*backend_, chunk, q_dim,
-                   {in.q.begin() + first * q_dim, in.q.begin() + (first + chunk) * q_dim}, dtype);
-    DeviceMatrix out(*backend_, chunk, out_dim, dtype);
-    backend_->begin_step(batch);
-    backend_->mla_store(kv.tensor(), gain, s, batch, cache);
-    backend_->mla_attention(q.tensor(), kv_b, s, batch, cache, out.tensor());
+  for (int first = 0, chunk = 1; first < rows; first += chunk, chunk = chunk % 40 + 13) {
+    chunk = std::min(chunk, rows - first);
+    const Batch batch{.tokens = std::vector<int32_t>(size_t(chunk)),
+                      .segments = {{0, chunk, context + first, 0, c.expanded}},
+                      .pages = scene.batch.pages};
+    DeviceMatrix kv(backend, chunk, s.record_dim(), part_of(in.kv, first, chunk, s.record_dim()),
+                    dtype);
+    DeviceMatrix q(backend, chunk, q_dim, part_of(in.q, first, chunk, q_dim), dtype);
+    DeviceMatrix out(backend, chunk, out_dim, dtype);
+    backend.begin_step(batch);
+    backend.mla_store(kv.tensor(), gain, s, batch, cache);
+    backend.mla_attention(q.tensor(), kv_b, s, batch, cache, out.tensor());
     const auto part = out.floats();
     for (size_t i = 0; i < part.size(); ++i) {
       ASSERT_EQ(part[i], whole[size_t(first * out_dim) + i]) << "chunk at " << first;
     }
   }
-  backend_->free(cache.data);
+  backend.free(cache.data);
+}
+
+TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
+  for (const AttentionCase& c :
+       {AttentionCase{4, KvFormat::kBF16, 16, {{0, 150}}},
+        AttentionCase{4, KvFormat::kBF16, 16, {{0, 150}}, Format::kBF16, false, true},
+        AttentionCase{1, KvFormat::kInt8, 64, {{4040, 100}}, Format::kBF16, false, true}}) {
+    const Scene scene = scene_of(c, random_);
+    const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
+    expect_same_in_chunks(*backend_, c, scene, in, run(*backend_, c, scene, in).out);
+  }
 }
 
 TEST_P(AttentionTest, LongContextsAreTheSameAloneAndInAChunk) {

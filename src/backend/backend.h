@@ -11,6 +11,11 @@
 // precision and order of summation over K are the same for any number of rows, and attention reads
 // latents as stored, those of its own chunk too.
 //
+// A backend may make one exception, for which prefill is several times faster: products of
+// wide_rows() rows or more may round their inputs otherwise than products of fewer (AMX multiplies
+// BF16 at seven times the rate of 16-bit integers, but decoding to BF16 halves the speed of one
+// row). Then a row's bits also depend on which of the two it was, and on nothing else.
+//
 // One thread at a time calls a backend. Operations do not fail (CHECK on misuse); allocate and
 // upload throw Error when memory runs out.
 #pragma once
@@ -22,6 +27,7 @@
 
 #include "backend/batch.h"
 #include "backend/kv_cache.h"
+#include "base/memory_state.h"
 #include "base/tensor.h"
 #include "quant/weight.h"
 
@@ -41,15 +47,16 @@ struct MlaShape {
 };
 
 struct RouterShape {
-  int num_experts = 0;
+  int num_experts = 0;  // to choose from
   int top_k = 0;
+  int num_shared = 0;  // experts that every row takes: num_experts, num_experts + 1, ...
   float scaling = 1.0f;
   bool normalize = true;  // weights / their sum, before scaling
 };
 
-struct Routing {   // per row: the chosen experts and their weights
-  Tensor experts;  // [T, top_k] i32
-  Tensor weights;  // [T, top_k] f32
+struct Routing {   // per row: its experts, the chosen before the shared ones, and their weights
+  Tensor experts;  // [T, top_k + num_shared] i32
+  Tensor weights;  // [T, top_k + num_shared] f32
 };
 
 struct SampleResult {
@@ -78,10 +85,19 @@ class Backend {
   // Measured at the call, which takes a second or two.
   virtual MachineLimits measure_limits() = 0;
   virtual DType activation_dtype() const { return DType::kF32; }
-  // kBF16: linear, experts and kv_b's products round their inputs to BF16 first. Never route.
-  virtual DType product_input_dtype() const { return DType::kF32; }
+  // From how many rows on a matrix's product may round otherwise, see above.
+  virtual int64_t wide_rows() const { return INT64_MAX; }
+  // To what linear, experts and kv_b's products with a weight of this format round their inputs:
+  // kBF16; kI16: integers with a scale a row, its largest magnitude / 32767; kF32: not at all.
+  // kv_b's keys may be multiplied by the block scales first, and have an integer scale per 16
+  // columns of the latent. Of a product's two ways, the coarser.
+  virtual DType product_input_dtype(Format) const { return DType::kF32; }
 
   // Memory ----------------------------------------------------------------------------------------
+  // Of the machine that it computes on: the host's, or the card's.
+  virtual MemoryState memory() const { return host_memory(); }
+  // Whether it has memory of its own, which is shared out at start.
+  virtual bool is_card() const { return false; }
   // Zeroed, aligned to 256 bytes.
   virtual void* allocate(size_t bytes) = 0;
   virtual void free(void* memory) = 0;
@@ -127,12 +143,17 @@ class Backend {
   // Per head: q = [q_nope | rotate(q_rope)], k = [kv_b[:nope] c | rope key], v = kv_b[nope:] c over
   // the cached records c of positions 0 .. own; out = softmax(q k^T / sqrt(query_dim)) v.
   // q [T, heads * query_dim], out [T, heads * value_dim]. All rows are stored before.
+  // A backend may compute a segment that is `expanded` in another order: with keys and values made
+  // of the records first, which pays from some hundreds of rows on and costs as much as that for
+  // fewer. A row then has the same bits in any chunk of an expanded segment, but not the bits that
+  // it has in a segment that is not. So that results do not depend on the batch, who makes batches
+  // sets the flag by the request alone: all chunks of a prompt, or none.
   virtual void mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
                              const Batch& batch, const KvLayer& cache, Tensor out) = 0;
 
   // Mixture of experts ----------------------------------------------------------------------------
   // s = sigmoid(x router^T) in FP32; the top_k of s + bias, lowest id first among equals;
-  // weights = s / (sum of the chosen s + 1e-20) * scaling.
+  // weights = s / (sum of the chosen s + 1e-20) * scaling; a shared expert's weight is 1.
   virtual void route(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape,
                      Routing out) = 0;
   // out[t] = sum over k of weights[t, k] * down[e] silu_mul(gate_up[e] x[t]), e = experts[t, k]

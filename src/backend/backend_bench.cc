@@ -80,8 +80,9 @@ void attention(State& state, Backend& backend, const AttentionCase& c) {
                 .width = s.record_dim(),
                 .latent = s.latent_dim};
   cache.data = backend.allocate(size_t(kv_page_bytes(cache)) * batch.pages.size());
-  const Weight kv_b = backend.upload(
-      random_weight("kv_b", Use::kLatentUp, Format::kBF16, c.heads, 448, 512, random));
+  Weight host = random_weight("kv_b", Use::kLatentUp, c.format, c.heads, 448, 512, random);
+  host.key_rows = s.nope_dim;
+  const Weight kv_b = backend.upload(host);
   DeviceMatrix q(backend, batch.rows(), c.heads * s.query_dim(),
                  random_floats(batch.rows() * c.heads * s.query_dim(), random));
   DeviceMatrix out(backend, batch.rows(), c.heads * s.value_dim);

@@ -60,17 +60,22 @@ std::vector<float> decoded(const Weight& w) {
   return values;
 }
 
-// sum_k |x[k]| |w[n, k]|: what the error bounds of a product are relative to.
+// What product_error() is relative to: sum_k |x[k]| |w[n, k]|, or norm(x) norm(w[n]) for kI16.
 std::vector<double> product_magnitudes(const std::vector<float>& x, const std::vector<float>& w,
-                                       int64_t rows, int64_t outputs, int64_t inputs) {
+                                       int64_t rows, int64_t outputs, int64_t inputs,
+                                       DType input_dtype) {
   std::vector<double> magnitudes(size_t(rows * outputs), 0.0);
   for (int64_t t = 0; t < rows; ++t) {
     for (int64_t n = 0; n < outputs; ++n) {
-      double sum = 0;
+      double sum = 0, xx = 0, ww = 0;
       for (int64_t k = 0; k < inputs; ++k) {
-        sum += std::fabs(double(x[size_t(t * inputs + k)]) * w[size_t(n * inputs + k)]);
+        const double a = x[size_t(t * inputs + k)], b = w[size_t(n * inputs + k)];
+        sum += std::fabs(a * b);
+        xx += a * a;
+        ww += b * b;
       }
-      magnitudes[size_t(t * outputs + n)] = sum;
+      magnitudes[size_t(t * outputs + n)] =
+          input_dtype == DType::kI16 ? std::sqrt(xx) * std::sqrt(ww) : sum;
     }
   }
   return magnitudes;
@@ -78,7 +83,7 @@ std::vector<double> product_magnitudes(const std::vector<float>& x, const std::v
 
 std::vector<float> run_linear(Backend& backend, const Weight& host, const std::vector<float>& x,
                               const std::vector<float>& out, int64_t rows, bool accumulate,
-                              DType out_dtype) {
+                              DType out_dtype = DType::kF32) {
   const Weight w = backend.upload(host);
   DeviceMatrix in(backend, rows, host.cols, x, backend.activation_dtype());
   DeviceMatrix result(backend, rows, host.rows, out, out_dtype);
@@ -92,12 +97,13 @@ TEST_P(BackendTest, Linear) {
         random_weight("w", Use::kLinear, c.format, 1, c.outputs, c.inputs, random_, c.input_scales);
     const auto x = activations(c.rows * c.inputs), old = activations(c.rows * c.outputs);
     const auto want = run_linear(reference_, w, x, old, c.rows, c.accumulate, DType::kF32);
-    const auto magnitudes = product_magnitudes(x, decoded(w), c.rows, c.outputs, c.inputs);
+    const DType dtype = backend_->product_input_dtype(c.format);
+    const auto magnitudes = product_magnitudes(x, decoded(w), c.rows, c.outputs, c.inputs, dtype);
     for (const DType out : std::set{DType::kF32, activation_}) {
       const auto got = run_linear(*backend_, w, x, old, c.rows, c.accumulate, out);
       std::vector<double> bound;
       for (size_t i = 0; i < want.size(); ++i) {
-        bound.push_back(magnitudes[i] * product_error(c.inputs, backend_->product_input_dtype()) +
+        bound.push_back(magnitudes[i] * product_error(c.inputs, dtype) +
                         0x1p-22 * std::fabs(old[i]) + storage_error(out) * std::fabs(want[i]) +
                         1e-30);
       }
@@ -110,13 +116,14 @@ TEST_P(BackendTest, Linear) {
 }
 
 TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
-  for (const auto& [outputs, inputs] : {std::pair<int64_t, int64_t>{704, 256}, {63, 272}}) {
+  for (const auto& [outputs, inputs] :
+       {std::pair<int64_t, int64_t>{704, 256}, {63, 272}, {24, 2320}}) {
     for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kFp8, Format::kInt4}) {
       const Weight w = random_weight("w", Use::kLinear, format, 1, outputs, inputs, random_);
-      const int64_t rows = 45;
+      const int64_t rows = std::min<int64_t>(70, backend_->wide_rows() - 1);
       const auto x = activations(rows * inputs);
       const std::vector<float> zero(size_t(rows * outputs), 0.0f);
-      const auto all = run_linear(*backend_, w, x, zero, rows, false, DType::kF32);
+      const auto all = run_linear(*backend_, w, x, zero, rows, false);
       for (int64_t t = 0; t < rows; ++t) {
         const std::vector<float> row(x.begin() + t * inputs, x.begin() + (t + 1) * inputs);
         const auto alone = run_linear(*backend_, w, row, {zero.begin(), zero.begin() + outputs}, 1,
@@ -159,10 +166,9 @@ void expect_head(Backend& backend, const Weight& host, const std::vector<float>&
   const auto want = run_linear(reference, host, x, zero, rows, false, DType::kF32);
   const auto got = run_linear(backend, host, x, zero, rows, false, DType::kF32);
   const auto w = decoded(host);
-  auto bound = product_magnitudes(x, w, rows, host.rows, host.cols);
-  for (double& b : bound) {
-    b = b * product_error(host.cols, backend.product_input_dtype()) + 1e-30;
-  }
+  const DType dtype = backend.product_input_dtype(host.parts[0].format);
+  auto bound = product_magnitudes(x, w, rows, host.rows, host.cols, dtype);
+  for (double& b : bound) b = b * product_error(host.cols, dtype) + 1e-30;
   auto loose = bound;
   for (int64_t t = 0; t < rows; ++t) {
     double sum = 0;
@@ -298,8 +304,8 @@ RoutingResult run_route(Backend& backend, const Weight& router, const Weight& bi
                         const RouterShape& shape, const std::vector<float>& x, int64_t rows) {
   const Weight w = backend.upload(router), b = backend.upload(bias);
   DeviceMatrix in(backend, rows, router.cols, x, backend.activation_dtype());
-  DeviceMatrix experts(backend, rows, shape.top_k, DType::kI32),
-      weights(backend, rows, shape.top_k);
+  const int columns = shape.top_k + shape.num_shared;
+  DeviceMatrix experts(backend, rows, columns, DType::kI32), weights(backend, rows, columns);
   backend.route(in.tensor(), w, b, shape, {experts.tensor(), weights.tensor()});
   return {experts.ints(), weights.floats()};
 }
@@ -307,7 +313,8 @@ RoutingResult run_route(Backend& backend, const Weight& router, const Weight& bi
 TEST_P(BackendTest, Route) {
   for (const auto& [rows, experts] :
        {std::pair<int64_t, int>{1, 16}, {9, 64}, {33, 48}, {0, 16}, {4, 5}}) {
-    const RouterShape shape{.num_experts = experts, .top_k = 4, .scaling = 1.8f};
+    const RouterShape shape{
+        .num_experts = experts, .top_k = 4, .num_shared = experts % 3, .scaling = 1.8f};
     const Weight router = random_weight("r", Use::kRouter, Format::kBF16, 1, experts, 256, random_);
     const Weight bias = random_weight("b", Use::kVector, Format::kF32, 1, 1, experts, random_);
     const auto x = activations(rows * 256);
@@ -383,14 +390,17 @@ std::vector<double> experts_bound(const ExpertsCase& c, const Weight& gate_up, c
       const int64_t e = input.experts[size_t(t * c.top_k + k)];
       const std::vector<float> w(g.begin() + e * 2 * c.width * c.hidden,
                                  g.begin() + (e + 1) * 2 * c.width * c.hidden);
-      const auto magnitudes = product_magnitudes(x, w, 1, 2 * c.width, c.hidden);
+      const auto magnitudes = product_magnitudes(x, w, 1, 2 * c.width, c.hidden, input_dtype);
+      std::vector<float> inner;
+      for (int64_t i = 0; i < c.width; ++i) {
+        inner.push_back(float(magnitudes[size_t(i)] * magnitudes[size_t(i + c.width)]));
+      }
+      const std::vector<float> rows(d.begin() + e * c.hidden * c.width,
+                                    d.begin() + (e + 1) * c.hidden * c.width);
+      const auto sums = product_magnitudes(inner, rows, 1, c.hidden, c.width, input_dtype);
       for (int64_t n = 0; n < c.hidden; ++n) {
-        double sum = 0;
-        for (int64_t i = 0; i < c.width; ++i) {
-          sum += std::fabs(d[size_t((e * c.hidden + n) * c.width + i)]) * magnitudes[size_t(i)] *
-                 magnitudes[size_t(i + c.width)];
-        }
-        bound[size_t(t * c.hidden + n)] += input.weights[size_t(t * c.top_k + k)] * sum *
+        bound[size_t(t * c.hidden + n)] += input.weights[size_t(t * c.top_k + k)] *
+                                           sums[size_t(n)] *
                                            (2.2 * e1 + 1.1 * e2 + 8 * kFunctionError);
       }
     }
@@ -407,11 +417,12 @@ TEST_P(BackendTest, Experts) {
     const ExpertsInput input = random_experts_input(c, activation_, random_);
     const auto want = run_experts(reference_, c, gate_up, down, input, 0, c.rows);
     const auto got = run_experts(*backend_, c, gate_up, down, input, 0, c.rows);
-    auto bound = experts_bound(c, gate_up, down, input, backend_->product_input_dtype());
+    auto bound = experts_bound(c, gate_up, down, input, backend_->product_input_dtype(c.format));
     for (size_t i = 0; i < bound.size(); ++i) {
       bound[i] += storage_error(activation_) * std::fabs(want[i]);
     }
     expect_close(got, want, bound, "experts with " + std::to_string(c.rows) + " rows");
+    if (c.rows >= backend_->wide_rows()) continue;
     for (int64_t t = 0; t < std::min<int64_t>(c.rows, 12); ++t) {
       const auto alone = run_experts(*backend_, c, gate_up, down, input, t, 1);
       for (int64_t i = 0; i < c.hidden; ++i) {
@@ -425,6 +436,32 @@ TEST_P(BackendTest, ReplayRunsTheStep) {
   int calls = 0;
   backend_->replay(1, [&] { ++calls; });
   EXPECT_EQ(calls, 1);
+}
+
+TEST_P(BackendTest, AReplayedStepReadsTheBatchAtHand) {
+  const Weight table =
+      backend_->upload(random_weight("e", Use::kTable, Format::kBF16, 1, 50, 64, random_));
+  const Weight w =
+      backend_->upload(random_weight("w", Use::kLinear, Format::kBF16, 1, 48, 64, random_));
+  const Weight gain = backend_->upload(float_weight("g", std::vector<float>(64, 1.0f)));
+  DeviceMatrix x(*backend_, 2, 64), h(*backend_, 2, 64, activation_), out(*backend_, 2, 48);
+  const auto run = [&](uint64_t key, const Batch& batch) {
+    backend_->begin_step(batch);
+    backend_->replay(key, [&] {
+      backend_->embed(table, batch, x.tensor());
+      backend_->add_rms_norm(x.tensor(), {}, gain, 1e-5f, h.tensor());
+      backend_->linear(h.tensor(), w, out.tensor());
+    });
+    return out.floats();
+  };
+  for (const int32_t token : {7, 3, 49, 7, 11}) {
+    const Batch batch{.tokens = {token, int32_t(token / 2)},
+                      .segments = {{0, 1, 5, 0}, {1, 1, 9, 0}},
+                      .pages = {0},
+                      .logit_rows = {0, 1}};
+    const auto want = run(0, batch);
+    EXPECT_EQ(run(1, batch), want) << "token " << token;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, testing::Values("reference", "cpu", "cuda"),

@@ -7,11 +7,12 @@
 
 namespace nibble {
 
-struct Segment {       // consecutive rows of one sequence
-  int first_row = 0;   // its first row in the batch
-  int num_rows = 0;    // its tokens in this pass
-  int context = 0;     // tokens already in the cache: row i has position context + i
-  int first_page = 0;  // its page table: Batch::pages[first_page ...], one entry a page
+struct Segment {          // consecutive rows of one sequence
+  int first_row = 0;      // its first row in the batch
+  int num_rows = 0;       // its tokens in this pass
+  int context = 0;        // tokens already in the cache: row i has position context + i
+  int first_page = 0;     // its page table: Batch::pages[first_page ...], one entry a page
+  bool expanded = false;  // see Backend::mla_attention
 };
 
 struct Batch {

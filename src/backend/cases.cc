@@ -14,7 +14,7 @@ std::vector<LinearCase> linear_cases() {
   std::vector<LinearCase> cases;
   for (const Format format :
        {Format::kBF16, Format::kNvfp4, Format::kF32, Format::kFp8, Format::kInt4}) {
-    for (const int64_t rows : {0, 1, 2, 5, 6, 7, 13, 33}) {
+    for (const int64_t rows : {0, 1, 2, 5, 6, 7, 8, 9, 13, 16, 17, 32, 33, 64, 65, 129}) {
       cases.push_back({rows, 48, 64, format});
     }
     cases.push_back({1, 1, 16, format});
@@ -24,6 +24,8 @@ std::vector<LinearCase> linear_cases() {
     cases.push_back({4, 256, 1024, format, true});
     cases.push_back({70, 704, 256, format});
     cases.push_back({2, 576, 5120, format});
+    cases.push_back({66, 40, 2560, format, true});
+    cases.push_back({300, 144, 192, format});
   }
   cases.push_back({1, 3072, 2048, Format::kBF16});
   cases.push_back({48, 1536, 2048, Format::kBF16});
@@ -43,7 +45,9 @@ std::vector<ExpertsCase> experts_cases() {
     for (const int64_t rows : {0, 1, 3, 40}) cases.push_back({rows, 16, 4, 256, 64, format});
     cases.push_back({5, 3, 3, 48, 16, format});
     cases.push_back({9, 48, 4, 512, 96, format});
+    cases.push_back({64, 6, 4, 32, 80, format});
     cases.push_back({300, 8, 2, 64, 32, format});
+    cases.push_back({70, 3, 2, 288, 2112, format});
   }
   cases.push_back({7, 5, 2, 40, 24, Format::kBF16});
   cases.push_back({9, 4, 2, 64, 32, Format::kFp8});
@@ -63,7 +67,9 @@ std::vector<AttentionCase> attention_cases() {
     cases.push_back({4, format, 16, {{63, 1}, {64, 1}, {200, 1}}});
     cases.push_back({4, format, 5, {{7, 3}, {0, 20}, {129, 1}}});
     cases.push_back({20, format, 64, {{100, 2}, {5, 1}}});
+    cases.push_back({2, format, 16, {{7, 3}, {0, 130}, {64, 65}}, Format::kBF16, false, true});
   }
+  cases.push_back({1, KvFormat::kInt8, 64, {{4050, 100}}, Format::kNvfp4, false, true});
   cases.push_back({1, KvFormat::kBF16, 16, {{1100, 1}}});
   cases.push_back({3, KvFormat::kBF16, 16, {{600, 70}}});
   for (const Format format : {Format::kNvfp4, Format::kFp8, Format::kInt4}) {
@@ -236,6 +242,7 @@ double storage_error(DType dtype) {
 
 double product_error(int64_t inputs, DType input_dtype) {
   const double sum = double(inputs + 2) * 0x1p-24;
+  if (input_dtype == DType::kI16) return sum + std::sqrt(double(inputs)) / 65534;
   return input_dtype == DType::kBF16 ? sum + 0x1p-8 : sum;
 }
 

@@ -35,6 +35,7 @@ struct AttentionCase {
   std::vector<std::pair<int, int>> segments;  // (context, rows)
   Format format = Format::kBF16;              // of kv_b
   bool input_scales = false;                  // of kv_b
+  bool expanded = false;                      // of all segments
 };
 
 std::vector<LinearCase> linear_cases();
@@ -79,8 +80,12 @@ std::vector<float> random_activations(int64_t count, DType dtype, std::mt19937& 
 // Whether this machine has the device, by the names of create_backend().
 bool is_here(const std::string& device);
 
-// Bound on the relative error of a sum of K products in FP32, in any order, with inputs of the
-// given dtype: (K + 2) * 2^-24, and half an ulp, 2^-8, more when one factor was rounded to BF16.
+// Bound on the error of a sum of K products in FP32, in any order, with inputs x rounded to the
+// given dtype: (K + 2) * 2^-24 of the sum of magnitudes |w| |x|, and
+//   kBF16  2^-8 more (half an ulp is 2^-9; the result's own rounding and the second order fit in
+//          the rest)
+//   kI16   relative to norm(w) norm(x), which is no less: the inputs are off by half a step each,
+//          the step being max|x| / 32767, so by sqrt(K) / 65534 of norm(x) together
 double product_error(int64_t inputs, DType input_dtype);
 
 // Bound on the relative error of storing a result: half an ulp of BF16, nothing for FP32, whose

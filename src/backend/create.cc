@@ -1,10 +1,12 @@
 #include "backend/create.h"
 
 #include <charconv>
+#include <optional>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/reference/reference_backend.h"
 #include "base/error.h"
+#include "base/log.h"
 
 #ifdef NIBBLE_WITH_CUDA
 #include "backend/cuda/cuda_backend.h"
@@ -17,9 +19,21 @@ bool names_cuda(const std::string& device) {
   return device == "cuda" || device.starts_with("cuda:");
 }
 
-// The N of cuda:N; 0 for cuda.
+// The first card of use; warns where there is one of no use.
+std::optional<int> find_cuda_device() {
+#ifdef NIBBLE_WITH_CUDA
+  std::string reason;
+  const std::optional<int> index = cuda::first_usable_device(&reason);
+  if (!index && !reason.empty()) log_warning("no GPU is used: " + reason);
+  return index;
+#else
+  return std::nullopt;
+#endif
+}
+
+// The N of cuda:N; for cuda that of the first card of use.
 int index_of(const std::string& device) {
-  if (device == "cuda") return 0;
+  if (device == "cuda") return find_cuda_device().value_or(0);
   const char* const first = device.data() + 5;
   const char* const last = device.data() + device.size();
   int index = -1;
@@ -30,12 +44,12 @@ int index_of(const std::string& device) {
   return index;
 }
 
-std::unique_ptr<Backend> create_cuda(int index, bool table_on_host) {
+std::unique_ptr<Backend> create_cuda(int index, int64_t memory_bytes) {
 #ifdef NIBBLE_WITH_CUDA
   return std::make_unique<CudaBackend>(
-      CudaBackend::Options{.device = index, .table_on_host = table_on_host});
+      CudaBackend::Options{.device = index, .memory_bytes = memory_bytes});
 #else
-  (void)table_on_host;
+  (void)memory_bytes;
   throw Error("--device cuda:" + std::to_string(index) +
               ": this build has no CUDA; `make cuda` builds one that has");
 #endif
@@ -45,22 +59,26 @@ std::unique_ptr<Backend> create_cuda(int index, bool table_on_host) {
 
 bool has_cuda_device() {
 #ifdef NIBBLE_WITH_CUDA
-  return cuda::count_devices() > 0;
+  return cuda::first_usable_device().has_value();
 #else
   return false;
 #endif
 }
 
 std::unique_ptr<Backend> create_backend(const BackendOptions& options) {
-  const bool automatic = options.device == "auto";
   if (options.exact && names_cuda(options.device)) {
     throw Error("--device " + options.device +
                 ": does not compute in FP32 throughout; --dtype float32 needs cpu or reference");
   }
-  if (names_cuda(options.device) || (automatic && !options.exact && has_cuda_device())) {
-    return create_cuda(automatic ? 0 : index_of(options.device), options.table_on_host);
+  if (names_cuda(options.device)) {
+    return create_cuda(index_of(options.device), options.card_memory_bytes);
   }
-  if (automatic || options.device == "cpu") {
+  if (options.device == "auto" && !options.exact) {
+    if (const auto index = find_cuda_device()) {
+      return create_cuda(*index, options.card_memory_bytes);
+    }
+  }
+  if (options.device == "auto" || options.device == "cpu") {
     return std::make_unique<CpuBackend>(options.threads, options.exact);
   }
   if (options.device == "reference") return std::make_unique<ReferenceBackend>();

@@ -12,8 +12,9 @@ struct BackendOptions {
   std::string device = "auto";  // auto | cpu | cuda | cuda:N | reference
   int threads = 0;              // cpu: 0 = the machine's physical cores
   bool exact = false;           // products of FP32 inputs and exact weights, at any price; no cuda
-  // cuda: the embedding in pinned host memory, of which a step reads a row a token.
-  bool table_on_host = false;
+  // cuda: what the process may take of the card; 0: all of it. With less than 24 GiB the embedding
+  // stays in pinned host memory, of which a step reads a row a token.
+  int64_t card_memory_bytes = 0;
 };
 
 // auto: the first CUDA card where there is one and `exact` is not asked for, else the CPU. Throws

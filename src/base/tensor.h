@@ -9,7 +9,7 @@
 
 namespace nibble {
 
-enum class DType : uint8_t { kF32, kBF16, kF16, kF8E4M3, kU8, kI8, kI32, kI64 };
+enum class DType : uint8_t { kF32, kBF16, kF16, kF8E4M3, kU8, kI8, kI16, kI32, kI64 };
 
 constexpr size_t dtype_bytes(DType dtype) {
   switch (dtype) {
@@ -18,6 +18,7 @@ constexpr size_t dtype_bytes(DType dtype) {
       return 4;
     case DType::kBF16:
     case DType::kF16:
+    case DType::kI16:
       return 2;
     case DType::kI64:
       return 8;

@@ -36,7 +36,11 @@ class CalibratingBackend : public Backend {
 
   std::string description() const override { return inner_.description(); }
   MachineLimits measure_limits() override { return inner_.measure_limits(); }
-  DType product_input_dtype() const override { return inner_.product_input_dtype(); }
+  MemoryState memory() const override { return inner_.memory(); }
+  bool is_card() const override { return inner_.is_card(); }
+  DType product_input_dtype(Format format) const override {
+    return inner_.product_input_dtype(format);
+  }
   void* allocate(size_t bytes) override { return inner_.allocate(bytes); }
   void free(void* memory) override { inner_.free(memory); }
   void write(void* memory, const void* host, size_t bytes) override {

@@ -61,6 +61,7 @@ class Engine::State {
   GlmFlash& model_;
   Scheduler scheduler_;
   Sampler sampler_;
+  void* cache_memory_ = nullptr;
   std::vector<KvLayer> caches_;
   const Batch* batch_ = nullptr;
   std::atomic<uint64_t> num_submitted_{0};
@@ -92,15 +93,18 @@ Engine::State::State(GlmFlash& model, EngineOptions o)
                 .page_size = options.page_size,
                 .width = config.mla().record_dim(),
                 .latent = config.mla().latent_dim};
+  // One block: on a card each allocation of its own would be rounded up to megabytes.
+  const int64_t layer_bytes = (options.num_pages * kv_page_bytes(layer) + 255) / 256 * 256;
+  cache_memory_ = model.backend().allocate(size_t(config.num_layers * layer_bytes));
   for (int l = 0; l < config.num_layers; ++l) {
-    layer.data = model.backend().allocate(size_t(options.num_pages * kv_page_bytes(layer)));
+    layer.data = static_cast<uint8_t*>(cache_memory_) + l * layer_bytes;
     caches_.push_back(layer);
   }
   metrics.num_pages = options.num_pages;
 }
 
 Engine::State::~State() {
-  for (const KvLayer& layer : caches_) model_.backend().free(layer.data);
+  model_.backend().free(cache_memory_);
 }
 
 void Engine::State::check(const Request& request) const {

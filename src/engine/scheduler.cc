@@ -5,6 +5,14 @@
 #include "base/check.h"
 
 namespace nibble {
+namespace {
+
+// A prompt with so many tokens to compute is computed with keys and values expanded: from here on
+// that is faster. All its chunks are, however long, and what follows the prompt is not, since how
+// chunks are cut depends on the other sequences and a token's bits must not.
+constexpr int kExpandedTokens = 256;
+
+}  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options), pool_(options.num_pages), prefix_cache_(pool_, options.page_size) {
@@ -67,6 +75,9 @@ bool Scheduler::find_prefix(Sequence& sequence) {
     return false;
   }
   sequence.num_computed = int(sequence.pages.size()) * options_.page_size;
+  if (sequence.num_output() == 0) {
+    sequence.num_expanded = sequence.num_uncomputed() >= kExpandedTokens ? length : 0;
+  }
   if (search) {
     prefix_queries_ += length;
     prefix_hits_ += sequence.num_computed;
@@ -79,6 +90,9 @@ bool Scheduler::find_prefix(Sequence& sequence) {
 int Scheduler::rows_for(const Sequence& sequence) const {
   if (logit_budget_ == 0) return 0;
   int rows = std::min(sequence.num_uncomputed(), token_budget_);
+  if (sequence.num_computed < sequence.num_expanded) {
+    rows = std::min(rows, sequence.num_expanded - sequence.num_computed);
+  }
   const bool in_prompt = sequence.num_computed < sequence.num_prompt;
   if (sequence.wants_prompt_logprobs() && in_prompt) rows = std::min(rows, logit_budget_);
   return rows;
@@ -134,7 +148,8 @@ void Scheduler::append_to_batch(Sequence& sequence) {
   batch_.segments.push_back({.first_row = sequence.first_row,
                              .num_rows = sequence.num_rows,
                              .context = sequence.num_computed,
-                             .first_page = int(batch_.pages.size())});
+                             .first_page = int(batch_.pages.size()),
+                             .expanded = sequence.num_computed < sequence.num_expanded});
   batch_.pages.insert(batch_.pages.end(), sequence.pages.begin(), sequence.pages.end());
   const auto first = sequence.tokens.begin() + sequence.num_computed;
   batch_.tokens.insert(batch_.tokens.end(), first, first + sequence.num_rows);

@@ -66,6 +66,36 @@ TEST_F(SchedulerTest, PrefillIsCutToTheBudgetAndDecodesComeFirst) {
   EXPECT_EQ(a->num_output(), 4);
 }
 
+TEST_F(SchedulerTest, AllChunksOfALongPromptAreExpandedAndNoneOfAShortOne) {
+  make({.max_num_seqs = 2, .max_num_batched_tokens = 255, .num_pages = 200});
+  add(100, 1000);
+  EXPECT_FALSE(step().segments[0].expanded);
+  add(256, 2000);
+  const Batch& first = step();
+  ASSERT_EQ(rows(), (std::vector<int>{1, 254}));
+  EXPECT_FALSE(first.segments[0].expanded);
+  EXPECT_TRUE(first.segments[1].expanded);
+  const Batch& second = step();
+  ASSERT_EQ(rows(), (std::vector<int>{1, 2}));
+  EXPECT_TRUE(second.segments[1].expanded);
+  EXPECT_FALSE(step().segments[1].expanded);
+}
+
+TEST_F(SchedulerTest, AfterAPreemptionOnlyThePromptIsExpanded) {
+  make({.max_num_seqs = 1, .max_num_batched_tokens = 300, .num_pages = 100});
+  Sequence* a = add(256, 1000);
+  step();
+  step();
+  ASSERT_EQ(a->num_output(), 2);
+  a->num_computed = 0;  // as a preemption leaves it
+  const Batch& again = step();
+  EXPECT_EQ(rows(), std::vector<int>{256});
+  EXPECT_TRUE(again.segments[0].expanded);
+  const Batch& rest = step();
+  EXPECT_EQ(rows(), std::vector<int>{2});
+  EXPECT_FALSE(rest.segments[0].expanded);
+}
+
 TEST_F(SchedulerTest, AtMostMaxNumSeqsRun) {
   make({.max_num_seqs = 2, .max_num_batched_tokens = 100, .num_pages = 100});
   for (int i = 0; i < 3; ++i) add(4, 10 * i);

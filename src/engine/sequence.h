@@ -22,6 +22,7 @@ struct Sequence {
   std::vector<int32_t> tokens{};  // prompt and output
   int num_prompt = 0;
   int num_computed = 0;                              // tokens whose records are in the cache
+  int num_expanded = 0;                              // 0, or the prompt's, see Segment::expanded
   std::vector<int32_t> pages{};                      // page table
   std::vector<PrefixCache::Key> page_keys{};         // of the full pages, as far as published
   std::unordered_map<int32_t, int> output_counts{};  // kept only where a penalty needs it

@@ -24,8 +24,11 @@ GlmCost cost_of(const GlmConfig& config, const GlmWeights& weights) {
     }
     if (l.experts_down.empty()) continue;
     for (const Weight* w : {&l.experts_gate_up, &l.experts_down}) {
-      cost.expert_bytes += double(storage_bytes(*w)) / double(w->count);
-      cost.flops_per_token += flops_of(*w) / double(w->count) * config.top_k;
+      const double count = double(w->count), shared = count - config.num_experts;
+      const double bytes = double(storage_bytes(*w)) / count;
+      cost.expert_bytes += bytes;
+      cost.shared_bytes += shared * bytes;
+      cost.flops_per_token += flops_of(*w) / count * (config.top_k + shared);
     }
   }
   cost.shared_bytes += double(storage_bytes(weights.lm_head));

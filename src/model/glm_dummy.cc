@@ -122,6 +122,7 @@ void write_attention(DummyWriter& writer, const std::string& prefix, const GlmCo
   layer.kv_norm = writer.ones(prefix + "kv_a_layernorm", c.kv_rank);
   layer.kv_b = writer.linear(prefix + "kv_b_proj", c.nope_dim + c.value_dim, c.kv_rank,
                              Use::kLatentUp, c.heads);
+  layer.kv_b.key_rows = c.nope_dim;
   layer.o = writer.linear(prefix + "o_proj", c.hidden, int64_t(c.heads) * c.value_dim);
 }
 

@@ -20,7 +20,7 @@ GlmFlash::GlmFlash(const GlmConfig& config, const GlmWeights& weights, Backend& 
       backend_(backend),
       max_rows_(max_rows),
       max_logit_rows_(max_logit_rows) {
-  arena_size_ = scratch_bytes();
+  arena_size_ = size_t(scratch_bytes(config, backend.activation_dtype(), max_rows, max_logit_rows));
   arena_ = static_cast<char*>(backend_.allocate(arena_size_));
 }
 
@@ -32,13 +32,43 @@ Tensor GlmFlash::forward(const Batch& batch, std::span<const KvLayer> caches) {
   CHECK(batch.rows() <= max_rows_ && int(batch.logit_rows.size()) <= max_logit_rows_);
   CHECK(int(caches.size()) == config_.num_layers);
   arena_used_ = 0;
+  const int64_t logit_rows = int64_t(batch.logit_rows.size());
+  const Tensor logits = scratch(logit_rows, config_.vocab, DType::kF32);
+  const size_t mark = arena_used_;
+  backend_.begin_step(batch);
+  backend_.replay(record_key(batch, caches), [&] {
+    arena_used_ = mark;
+    const Tensor last = scratch(logit_rows, config_.hidden, backend_.activation_dtype());
+    run_layers(batch, caches, last);
+    backend_.linear(last, weights_.lm_head, logits);
+  });
+  return logits;
+}
+
+// A step that decodes one token a sequence makes the same calls on the same memory as any other of
+// as many rows; the model's memory and the cache's name the rest.
+uint64_t GlmFlash::record_key(const Batch& batch, std::span<const KvLayer> caches) const {
+  const size_t rows = size_t(batch.rows());
+  if (on_hidden_state || on_routing || batch.segments.size() != rows ||
+      batch.logit_rows.size() != rows)
+    return 0;
+  const auto mix = [](uint64_t key, uint64_t value) {
+    key = (key ^ value) * 0x9e3779b97f4a7c15u;
+    return key ^ (key >> 29);
+  };
+  const uint64_t arena = reinterpret_cast<uintptr_t>(arena_);
+  const uint64_t cache = reinterpret_cast<uintptr_t>(caches[0].data);
+  return mix(mix(mix(1, rows), arena), cache) | 1;
+}
+
+// Embedding, layers and final norm; the rows that need logits go to `last`.
+void GlmFlash::run_layers(const Batch& batch, std::span<const KvLayer> caches, Tensor last) {
   const DType activation = backend_.activation_dtype();
   Tensor x = scratch(batch.rows(), config_.hidden, DType::kF32);  // residual stream
   Tensor h = scratch(batch.rows(), config_.hidden, activation);   // normalised input of a block
   Tensor d =
       scratch(batch.rows(), config_.hidden, activation);  // its output, added by the next norm
 
-  backend_.begin_step(batch);
   backend_.embed(weights_.embedding, batch, x);
   for (int l = 0; l < config_.num_layers; ++l) {
     const size_t mark = arena_used_;
@@ -52,13 +82,7 @@ Tensor GlmFlash::forward(const Batch& batch, std::span<const KvLayer> caches) {
   }
   backend_.add_rms_norm(x, d, weights_.final_norm, config_.norm_eps, h);
   hidden_state(config_.num_layers, h);
-
-  const int64_t logit_rows = int64_t(batch.logit_rows.size());
-  Tensor last = scratch(logit_rows, config_.hidden, activation);
-  Tensor logits = scratch(logit_rows, config_.vocab, DType::kF32);
   backend_.gather_rows(h, batch, last);
-  backend_.linear(last, weights_.lm_head, logits);
-  return logits;
 }
 
 void GlmFlash::add_attention(int layer, const Batch& batch, const KvLayer& cache, Tensor x) {
@@ -107,12 +131,18 @@ void GlmFlash::attention(const GlmLayer& w, const Batch& batch, const KvLayer& c
 void GlmFlash::feed_forward(const GlmLayer& w, bool dense, Tensor h, Tensor out) {
   if (dense) return gated_mlp(w.feed_forward, h, out, /*accumulate=*/false);
 
-  Routing routing{scratch(h.rows, config_.top_k, DType::kI32),
-                  scratch(h.rows, config_.top_k, DType::kF32)};
-  backend_.route(h, w.router, w.router_bias, config_.router(), routing);
-  if (on_routing) on_routing(routing);
+  RouterShape router = config_.router();
+  router.num_shared = int(w.experts_down.count) - config_.num_experts;
+  const int64_t columns = router.top_k + router.num_shared;
+  Routing routing{scratch(h.rows, columns, DType::kI32), scratch(h.rows, columns, DType::kF32)};
+  backend_.route(h, w.router, w.router_bias, router, routing);
+  if (on_routing) {
+    on_routing(
+        {routing.experts.columns(0, router.top_k), routing.weights.columns(0, router.top_k)});
+  }
   backend_.experts(h, routing, w.experts_gate_up, w.experts_down, out);
-  gated_mlp(w.feed_forward, h, out, /*accumulate=*/true);  // the shared expert
+  if (w.feed_forward.down.empty()) return;
+  gated_mlp(w.feed_forward, h, out, /*accumulate=*/true);  // a shared expert of its own
 }
 
 void GlmFlash::gated_mlp(const GlmFeedForward& w, Tensor h, Tensor out, bool accumulate) {
@@ -136,18 +166,22 @@ Tensor GlmFlash::scratch(int64_t rows, int64_t cols, DType dtype) {
 }
 
 // The most that forward() takes at once, by the same shapes.
-size_t GlmFlash::scratch_bytes() const {
-  const MlaShape mla = config_.mla();
+int64_t GlmFlash::scratch_bytes(const GlmConfig& config, DType activation, int max_rows,
+                                int max_logit_rows) {
+  const MlaShape mla = config.mla();
   const int64_t widest_gate = std::max<int64_t>(
-      2 * int64_t(config_.dense_dim), 2 * int64_t(config_.expert_dim) * config_.shared_experts);
+      2 * int64_t(config.dense_dim), 2 * int64_t(config.expert_dim) * config.shared_experts);
   const int64_t attention =
-      2 * config_.q_rank + mla.record_dim() + mla.heads * (mla.query_dim() + mla.value_dim);
-  const int64_t feed_forward = 2 * config_.top_k + widest_gate + widest_gate / 2;
-  const int64_t row = 3 * config_.hidden + attention + feed_forward;
-  const int64_t logit_row = config_.hidden + config_.vocab;
-  const int64_t values = max_rows_ * row + max_logit_rows_ * logit_row;
-  constexpr size_t kTensors = 24;  // each may lose up to one alignment
-  return size_t(values) * sizeof(float) + kTensors * kAlignment;
+      2 * config.q_rank + mla.record_dim() + mla.heads * (mla.query_dim() + mla.value_dim);
+  const int64_t activations = 2 * config.hidden + attention + widest_gate + widest_gate / 2;
+  const int64_t floats =
+      config.hidden + 2 * (config.top_k + config.shared_experts);  // residual stream, routing
+  const int64_t row =
+      activations * int64_t(dtype_bytes(activation)) + floats * int64_t(sizeof(float));
+  const int64_t logit_row =
+      config.hidden * int64_t(dtype_bytes(activation)) + config.vocab * int64_t(sizeof(float));
+  constexpr int64_t kTensors = 24;  // each may lose up to one alignment
+  return max_rows * row + max_logit_rows * logit_row + kTensors * int64_t(kAlignment);
 }
 
 }  // namespace nibble

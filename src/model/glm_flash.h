@@ -20,6 +20,10 @@ class GlmFlash {
   GlmFlash(const GlmFlash&) = delete;
   GlmFlash& operator=(const GlmFlash&) = delete;
 
+  // Bytes of that scratch.
+  static int64_t scratch_bytes(const GlmConfig& config, DType activation, int max_rows,
+                               int max_logit_rows);
+
   // Extends the caches (one a layer) by the batch's rows and returns the logits of
   // batch.logit_rows, [R, vocab] F32, valid until the next call.
   Tensor forward(const Batch& batch, std::span<const KvLayer> caches);
@@ -42,6 +46,8 @@ class GlmFlash {
   int max_logit_rows() const { return max_logit_rows_; }
 
  private:
+  uint64_t record_key(const Batch& batch, std::span<const KvLayer> caches) const;
+  void run_layers(const Batch& batch, std::span<const KvLayer> caches, Tensor last);
   void attention(const GlmLayer& w, const Batch& batch, const KvLayer& cache, Tensor h, Tensor out);
   void feed_forward(const GlmLayer& w, bool dense, Tensor h, Tensor out);
   void gated_mlp(const GlmFeedForward& w, Tensor h, Tensor out, bool accumulate);
@@ -49,7 +55,6 @@ class GlmFlash {
                  const std::function<void(Tensor h, Tensor d)>& block);
   void hidden_state(int index, Tensor x);
   Tensor scratch(int64_t rows, int64_t cols, DType dtype);
-  size_t scratch_bytes() const;
 
   const GlmConfig config_;
   const GlmWeights& weights_;

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 
+#include "base/error.h"
 #include "checkpoint/weight_reader.h"
 
 namespace nibble {
@@ -17,7 +19,7 @@ struct Share {
 // `rows` x `cols` stacked from the named linears.
 Weight stacked(WeightReader& reader, const std::string& name, int64_t cols,
                const std::vector<Share>& shares, bool is_listed = true) {
-  Weight w{.name = name, .cols = cols, .source = reader.checkpoint().mapping()};
+  Weight w{.name = name, .cols = cols, .mapped = true, .source = reader.checkpoint().mapping()};
   for (const Share& share : shares) {
     w.parts.push_back(reader.linear(share.name, share.rows, cols, is_listed));
     w.rows += share.rows;
@@ -56,6 +58,7 @@ Weight experts(WeightReader& reader, const std::string& packed, int64_t count, i
            .count = count,
            .rows = rows,
            .cols = cols,
+           .mapped = true,
            .source = reader.checkpoint().mapping()};
   if (reader.has(packed)) {
     w.parts = {reader.values(packed, std::array{count, rows, cols}, count * rows)};
@@ -71,11 +74,23 @@ Weight experts(WeightReader& reader, const std::string& packed, int64_t count, i
   return w;
 }
 
+// Of a layer that predicts one token more: it normalises an embedding beside the hidden state.
 bool is_mtp(const std::string& name, const GlmConfig& config) {
   for (int l = config.num_layers; l < config.num_layers + std::max(1, config.mtp_layers); ++l) {
     if (name.starts_with("model.layers." + std::to_string(l) + ".")) return true;
   }
   return false;
+}
+
+// A layer after the last, unless it is of MTP, means that config.json has too few: the model would
+// run and talk nonsense.
+void check_last_layer(const Checkpoint& checkpoint, const GlmConfig& config) {
+  const std::string next = "model.layers." + std::to_string(config.num_layers) + ".";
+  if (checkpoint.find(next + "input_layernorm.weight") == nullptr) return;
+  if (checkpoint.find(next + "enorm.weight") != nullptr) return;
+  throw Error((checkpoint.folder() / "config.json").string() + ": num_hidden_layers is " +
+              std::to_string(config.num_layers) + ", but the checkpoint has " + next +
+              "* too, and they are no MTP layer");
 }
 
 GlmFeedForward read_feed_forward(WeightReader& reader, const std::string& prefix, int64_t hidden,
@@ -99,6 +114,7 @@ void read_attention(WeightReader& reader, const std::string& prefix, const GlmCo
   layer.kv_b.use = Use::kLatentUp;
   layer.kv_b.count = c.heads;
   layer.kv_b.rows = head_rows;
+  layer.kv_b.key_rows = c.nope_dim;
   layer.o = linear(reader, prefix + "o_proj", c.hidden, c.heads * c.value_dim);
 }
 
@@ -123,6 +139,7 @@ void read_experts(WeightReader& reader, const std::string& prefix, const GlmConf
 }  // namespace
 
 GlmWeights GlmWeights::load(const Checkpoint& checkpoint, const GlmConfig& c) {
+  check_last_layer(checkpoint, c);
   WeightReader reader(checkpoint, c.quantization);
   GlmWeights weights;
   weights.embedding = table(reader, "model.embed_tokens", c.vocab, c.hidden);
@@ -165,7 +182,42 @@ int64_t GlmWeights::size_bytes() {
   return bytes;
 }
 
+namespace {
+
+bool are_alike(const WeightPart& a, const WeightPart& b) {
+  return a.format == b.format && a.group_size == b.group_size &&
+         (a.input_scales == nullptr) == (b.input_scales == nullptr);
+}
+
+// Puts the matrix on top of the stack and leaves it empty.
+void append(Weight& matrix, Weight& stack) {
+  stack.parts.insert(stack.parts.end(), matrix.parts.begin(), matrix.parts.end());
+  stack.source = std::make_shared<std::array<std::shared_ptr<const void>, 2>>(
+      std::array{stack.source, matrix.source});
+  stack.count += 1;
+  matrix = {};
+}
+
+// The shared expert costs stages of its own where it is not one of the experts.
+void join_shared_expert(GlmLayer& layer) {
+  const auto fits = [](const Weight& matrix, const Weight& stack) {
+    return !stack.empty() && matrix.rows == stack.rows && matrix.cols == stack.cols &&
+           std::ranges::all_of(matrix.parts, [&](const WeightPart& part) {
+             return std::ranges::all_of(
+                 stack.parts, [&](const WeightPart& other) { return are_alike(part, other); });
+           });
+  };
+  GlmFeedForward& shared = layer.feed_forward;
+  if (!fits(shared.gate_up, layer.experts_gate_up) || !fits(shared.down, layer.experts_down))
+    return;
+  append(shared.gate_up, layer.experts_gate_up);
+  append(shared.down, layer.experts_down);
+}
+
+}  // namespace
+
 void GlmWeights::upload(Backend& backend, const std::function<void(double)>& progress) {
+  for (GlmLayer& layer : layers) join_shared_expert(layer);
   const double total = double(size_bytes());
   double done = 0;
   for_each([&](Weight& w) {

@@ -11,7 +11,7 @@
 
 namespace nibble {
 
-struct GlmFeedForward {  // a dense layer's, or the shared expert
+struct GlmFeedForward {  // a dense layer's, or the shared expert, while it is not among the experts
   Weight gate_up;        // [2n, D]: gate over up
   Weight down;           // [D, n]
 };
@@ -25,7 +25,7 @@ struct GlmLayer {
   Weight kv_b;                  // heads x [nope + value, kv_rank]
   Weight o;                     // [D, heads * value]
   Weight feed_forward_norm;     // [1, D]
-  GlmFeedForward feed_forward;  // dense, or the shared expert
+  GlmFeedForward feed_forward;  // dense, or the shared expert (see upload)
   Weight router;                // [E, D]; from here on only in layers with experts
   Weight router_bias;           // [1, E]
   Weight experts_gate_up;       // E x [2n, D]
@@ -47,8 +47,9 @@ struct GlmWeights {
   // Visits every weight that is there, in checkpoint order.
   void for_each(const std::function<void(Weight&)>& visit);
 
-  // Replaces every weight by the backend's upload of it. `progress` (may be empty) is called with
-  // the share done, 0 .. 1.
+  // Replaces every weight by the backend's upload of it. A shared expert of the size and format of
+  // the routed ones joins them as expert E, which every row takes: E + 1 experts. `progress` (may
+  // be empty) is called with the share done, 0 .. 1.
   void upload(Backend& backend, const std::function<void(double)>& progress = {});
 
   int64_t size_bytes();  // as stored

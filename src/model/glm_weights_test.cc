@@ -123,6 +123,9 @@ TEST(GlmWeights, WrongTensorsAreNamed) {
   EXPECT_NE(load_error(tiny_file(false), config).find("model.layers.2.input_layernorm.weight"),
             std::string::npos);
   config = tiny_config();
+  config.num_layers = 1;
+  EXPECT_NE(load_error(tiny_file(false), config).find("num_hidden_layers is 1"), std::string::npos);
+  config = tiny_config();
   config.vocab = 11;
   const std::string message = load_error(tiny_file(false), config);
   EXPECT_NE(message.find("model.embed_tokens.weight"), std::string::npos) << message;

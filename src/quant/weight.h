@@ -53,6 +53,8 @@ struct Weight {
   int64_t rows = 0;                 // output features of one matrix
   int64_t cols = 0;                 // input features
   std::vector<WeightPart> parts{};  // their rows add up to count * rows
+  int64_t key_rows = 0;             // kLatentUp: the first rows of a matrix: they make keys
+  bool mapped = false;              // parts lie in a mapping of a file, whose pages can be dropped
   // Keeps the mapped files alive that `parts` point into.
   std::shared_ptr<const void> source{};
   // The layout that the backend which uploaded the weight made for itself. Opaque to all others.

@@ -14,7 +14,8 @@ constexpr int64_t kElementCost = 4;  // of a row kernel, in multiply-adds
 }  // namespace
 
 CpuBackend::CpuBackend(int threads, bool exact)
-    : workers_(threads, exact),
+    : exact_(exact),
+      workers_(threads, exact),
       linear_(workers_),
       mla_store_(workers_),
       mla_attention_(workers_),
@@ -32,8 +33,18 @@ MachineLimits CpuBackend::measure_limits() {
           .flops_per_second = measure_gemm_peak(workers_.pool())};
 }
 
-DType CpuBackend::product_input_dtype() const {
-  return workers_.rounds_inputs() ? DType::kBF16 : DType::kF32;
+DType CpuBackend::product_input_dtype(Format format) const {
+  const PanelFormat panels =
+      format == Format::kNvfp4 && !exact_ ? PanelFormat::kNvfp4 : PanelFormat::kBF16;
+  switch (workers_.kernel(panels, kWideRows).input) {
+    case InputFormat::kF32:
+      return DType::kF32;
+    case InputFormat::kBF16:
+      return DType::kBF16;
+    case InputFormat::kInt16:
+      return DType::kI16;
+  }
+  return DType::kF32;
 }
 
 void* CpuBackend::allocate(size_t bytes) {
@@ -57,7 +68,7 @@ void CpuBackend::read(const void* memory, void* host, size_t bytes) {
 
 Weight CpuBackend::upload(const Weight& host) {
   Weight uploaded = host;
-  uploaded.resident = pack(host, weights_, workers_.pool());
+  uploaded.resident = pack(host, weights_, workers_.pool(), exact_);
   return uploaded;
 }
 

@@ -21,7 +21,8 @@ class CpuBackend : public Backend {
 
   std::string description() const override;
   MachineLimits measure_limits() override;
-  DType product_input_dtype() const override;
+  int64_t wide_rows() const override { return workers_.wide_rows(); }
+  DType product_input_dtype(Format format) const override;
 
   void* allocate(size_t bytes) override;
   void free(void* memory) override;
@@ -48,6 +49,7 @@ class CpuBackend : public Backend {
   void sample(Tensor logits, const SampleBatch& rows, SampleResult out) override;
 
  private:
+  const bool exact_;
   Workers workers_;
   Arena weights_;
   std::unordered_map<void*, std::unique_ptr<PageMemory>> allocations_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 
@@ -95,49 +96,64 @@ Matrices matrices_of(Format format, int64_t rows, int64_t cols, std::mt19937& ra
 
 // Products of every run of panels equal, bit for bit, those of all panels and 13 rows at once,
 // which are near the exact ones.
-void check_products(const Panels& w, const float* weights, Workers& workers) {
+void check_products(const Panels& w, const float* weights, const Kernel& kernel, double tolerance,
+                    std::vector<float>* result = nullptr) {
   constexpr int64_t kRows = 13, kStride = 160;
   std::mt19937 random(9);
   std::vector<float> x(size_t(kRows * w.cols)), whole(size_t(kRows * w.rows));
   for (float& v : x) v = std::normal_distribution<float>()(random);
-  std::vector<const float*> x_rows;
-  std::vector<float*> out_rows;
+  const int64_t bytes = input_row_bytes(kernel.input, w.cols);
+  Scratch<uint8_t> memory, scratch;
+  const InputRows inputs{memory.fit(size_t(kRows * bytes)), bytes};
   for (int64_t r = 0; r < kRows; ++r) {
-    x_rows.push_back(x.data() + r * w.cols);
-    out_rows.push_back(whole.data() + r * w.rows);
+    make_input_row(kernel.input, x.data() + r * w.cols, nullptr, w.cols, memory.data() + r * bytes);
   }
-  workers.multiply_exactly(
-      0,
-      {.w = w, .last_panel = w.count(), .x = x_rows.data(), .out = out_rows.data(), .rows = kRows});
+  kernel.multiply({.w = w,
+                   .last_panel = w.count(),
+                   .x = inputs,
+                   .rows = kRows,
+                   .out = whole.data(),
+                   .out_stride = w.rows},
+                  scratch);
   for (int64_t r = 0; r < kRows; ++r) {
     for (int64_t n = 0; n < w.rows; ++n) {
       double sum = 0;
-      for (int64_t k = 0; k < w.cols; ++k) sum += double(x_rows[r][k]) * weights[n * w.cols + k];
-      ASSERT_NEAR(out_rows[r][n], sum, 1e-4);
+      for (int64_t k = 0; k < w.cols; ++k) {
+        sum += double(x[size_t(r * w.cols + k)]) * weights[n * w.cols + k];
+      }
+      ASSERT_NEAR(whole[size_t(r * w.rows + n)], sum, tolerance);
     }
   }
   for (int64_t first = 0; first < w.count(); ++first) {
     for (int64_t last = first + 1; last <= w.count(); ++last) {
       const int64_t row = (first * 5 + last) % kRows, rows = 1 + last % (kRows - row);
       std::vector<float> part(size_t(rows * kStride), 7.0f);
-      std::vector<float*> part_rows;
-      for (int64_t r = 0; r < rows; ++r) part_rows.push_back(part.data() + r * kStride);
-      workers.multiply_exactly(0, {.w = w,
-                                   .first_panel = first,
-                                   .last_panel = last,
-                                   .x = x_rows.data() + row,
-                                   .out = part_rows.data(),
-                                   .rows = rows,
-                                   .first_output = first * kPanelRows});
+      kernel.multiply({.w = w,
+                       .first_panel = first,
+                       .last_panel = last,
+                       .x = {inputs.row(row), bytes},
+                       .rows = rows,
+                       .out = part.data(),
+                       .out_stride = kStride,
+                       .first_output = first * kPanelRows},
+                      scratch);
       const int64_t count = std::min(last * kPanelRows, w.rows) - first * kPanelRows;
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t n = 0; n < kStride; ++n) {
-          const float want = n < count ? out_rows[row + r][first * kPanelRows + n] : 7.0f;
-          ASSERT_EQ(part_rows[r][n], want) << first << " " << last << " " << n;
+          const float* want = whole.data() + (row + r) * w.rows + first * kPanelRows;
+          ASSERT_EQ(part[size_t(r * kStride + n)], n < count ? want[n] : 7.0f)
+              << first << " " << last << " " << n;
         }
       }
     }
   }
+  if (result != nullptr) *result = whole;
+}
+
+std::vector<float> decoded(const Weight& w, int64_t first, int64_t count) {
+  std::vector<float> weights(size_t(count * w.cols));
+  for (int64_t n = 0; n < count; ++n) decode_row(w, first + n, weights.data() + n * w.cols);
+  return weights;
 }
 
 TEST(Multiply, AnOutputIsTheSameForAnyRowsAndPanels) {
@@ -148,13 +164,131 @@ TEST(Multiply, AnOutputIsTheSameForAnyRowsAndPanels) {
   for (const Format format : {Format::kBF16, Format::kF32}) {
     const Matrices m = matrices_of(format, kOutputs, kInputs, random);
     const auto packed_weight = pack(m.weight, arena, workers.pool());
-    std::vector<float> weights(kOutputs * kInputs);
-    for (int64_t n = 0; n < kOutputs; ++n) {
-      decode_row(m.weight, kOutputs + n, weights.data() + n * kInputs);
-    }
-    for_each_target(
-        [&] { check_products(packed_weight->panels.matrix(1), weights.data(), workers); });
+    const auto weights = decoded(m.weight, kOutputs, kOutputs);
+    const Panels w = packed_weight->panels.matrix(1);
+    for_each_target([&] {
+      check_products(w, weights.data(), {.input = InputFormat::kF32, .multiply = multiply_f32},
+                     1e-4);
+    });
+    const Kernel& best = workers.kernel(w.format, 13);
+    if (best.input == InputFormat::kBF16) check_products(w, weights.data(), best, 0.2);
   }
+}
+
+// A stack of two NVFP4 matrices, some block scales of which are negative or zero.
+TEST(Multiply, Nvfp4HasTheSameBitsWhereMultiplyAddsAreFused) {
+  Workers workers(1);
+  Arena arena;
+  std::mt19937 random(9);
+  constexpr int64_t kOutputs = 150;
+  for (const int64_t inputs : {16, 64, 80, 336}) {
+    std::vector<uint8_t> codes(size_t(2 * kOutputs * inputs / 2));
+    std::vector<uint8_t> scales(codes.size() / 8);
+    for (uint8_t& byte : codes) byte = uint8_t(random());
+    for (uint8_t& byte : scales) byte = uint8_t(random() % 2 * 0x80 + random() % 0x48);
+    Weight weight{.name = "w", .use = Use::kExperts, .count = 2, .rows = kOutputs, .cols = inputs};
+    for (const int64_t half : {0, 1}) {
+      weight.parts.push_back({.format = Format::kNvfp4,
+                              .rows = kOutputs,
+                              .values = codes.data() + half * kOutputs * inputs / 2,
+                              .block_scales = scales.data() + half * kOutputs * inputs / 16,
+                              .global_scale = half == 0 ? 0.3f : 0.07f});
+    }
+    const auto packed_weight = pack(weight, arena, workers.pool());
+    const Panels w = packed_weight->panels.matrix(1);
+    ASSERT_EQ(w.format, PanelFormat::kNvfp4);
+    const auto weights = decoded(weight, kOutputs, kOutputs);
+    std::vector<float> want, got;
+    check_products(w, weights.data(), workers.exact_kernel(w.format), 4e-3, &want);
+    for_each_target([&] {
+      const Kernel portable{.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
+      check_products(w, weights.data(), portable, 4e-3, &got);
+      constexpr int64_t kUnfused = HWY_SCALAR | HWY_EMU128 | HWY_SSSE3 | HWY_SSE4;
+      if ((hwy::SupportedTargets() & kUnfused) == 0) {
+        EXPECT_EQ(got, want);
+      }
+    });
+  }
+}
+
+// On machines without AMX there is nothing to test: products never reach it.
+TEST(Multiply, AmxTilesAreTheSameForAnyRowsAndPanels) {
+  if (!instruction_sets().amx_bf16) GTEST_SKIP() << "no AMX here";
+  Workers workers(1);
+  Arena arena;
+  std::mt19937 random(9);
+  for (const int64_t inputs : {16, 64, 80, 336}) {
+    std::vector<uint8_t> codes(size_t(150 * inputs / 2)), scales(codes.size() / 8);
+    for (uint8_t& byte : codes) byte = uint8_t(random());
+    for (uint8_t& byte : scales) byte = uint8_t(random() % 0x40);
+    Weight weight{.name = "w", .rows = 150, .cols = inputs};
+    weight.parts = {{.format = Format::kNvfp4,
+                     .rows = 150,
+                     .values = codes.data(),
+                     .block_scales = scales.data(),
+                     .global_scale = 0.07f}};
+    const auto packed_weight = pack(weight, arena, workers.pool());
+    const auto weights = decoded(weight, 0, 150);
+    check_products(packed_weight->panels.first, weights.data(),
+                   {.input = InputFormat::kBF16, .multiply = multiply_nvfp4_amx}, 0.2);
+  }
+}
+
+TEST(Multiply, Int8IsTheSameForAnyRowsAndPanels) {
+  Workers workers(1);
+  Arena arena;
+  std::mt19937 random(9);
+  for (const int64_t inputs : {5, 64, 1100}) {
+    Matrices m = matrices_of(Format::kBF16, 75, inputs, random);
+    m.weight.use = Use::kHead;
+    m.weight.count = 1;
+    m.weight.rows = 150;
+    const auto packed_weight = pack(m.weight, arena, workers.pool());
+    const Panels w = packed_weight->panels.first;
+    ASSERT_EQ(w.format, PanelFormat::kInt8);
+    const auto weights = decoded(m.weight, 0, 150);
+    std::vector<float> want, got;
+    for_each_target([&] {
+      check_products(w, weights.data(), {.input = InputFormat::kInt16, .multiply = multiply_int8},
+                     0.02 * std::sqrt(double(inputs)) * 5, &got);
+      if (want.empty()) want = got;
+      EXPECT_EQ(got, want);
+    });
+  }
+}
+
+TEST(Inputs, IntegersAreWithinHalfAStep) {
+  std::mt19937 random(4);
+  for (const int64_t n : {1, 7, 16, 100, 2048}) {
+    std::vector<float> x(static_cast<size_t>(n));
+    for (float& v : x) v = std::normal_distribution<float>(0, 30)(random);
+    std::vector<uint8_t> row(size_t(input_row_bytes(InputFormat::kInt16, n)), 0xcc), first;
+    for_each_target([&] {
+      make_input_row(InputFormat::kInt16, x.data(), nullptr, n, row.data());
+      float scale;
+      std::memcpy(&scale, row.data(), sizeof(scale));
+      const int16_t* integers = reinterpret_cast<const int16_t*>(row.data() + kInt16Header);
+      for (int64_t k = 0; k < n; ++k) {
+        const double value = double(integers[k / 8 * 8 + k % 4 * 2 + k % 8 / 4]) * double(scale);
+        ASSERT_NEAR(value, x[size_t(k)], 0.5001 * double(scale)) << k;
+      }
+      if (first.empty()) first = row;
+      EXPECT_EQ(row, first);
+    });
+  }
+  std::vector<float> odd(16, 1.0f);
+  std::vector<uint8_t> row(size_t(input_row_bytes(InputFormat::kInt16, 16)));
+  float scale;
+  for (const float bad : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    odd[5] = bad;
+    make_input_row(InputFormat::kInt16, odd.data(), nullptr, 16, row.data());
+    std::memcpy(&scale, row.data(), sizeof(scale));
+    EXPECT_TRUE(std::isnan(scale));
+  }
+  std::fill(odd.begin(), odd.end(), 0.0f);
+  make_input_row(InputFormat::kInt16, odd.data(), nullptr, 16, row.data());
+  std::memcpy(&scale, row.data(), sizeof(scale));
+  EXPECT_EQ(scale, 0.0f);
 }
 
 // Sums of one query over all records, in double.

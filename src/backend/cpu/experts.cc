@@ -68,46 +68,71 @@ void Experts::for_each_run(int thread, int64_t units, Body&& body) const {
   }
 }
 
+InputRows Experts::inputs_of(Rows& rows, const PanelRun& run, int64_t cols) {
+  for (int slot = 0; slot < 2; ++slot) {
+    if (rows.sets[slot] == run.set) return rows.inputs[slot];
+  }
+  const int slot = rows.next;
+  rows.next ^= 1;
+  const int64_t bytes = input_row_bytes(rows.kernel.input, cols);
+  uint8_t* memory = workers_.input_memory(rows.thread, rows.count * bytes, slot);
+  for (int64_t i = 0; i < rows.count; ++i) {
+    make_input_row(rows.kernel.input, rows.x[rows.first_pair + i], run.factors, cols,
+                   memory + i * bytes);
+  }
+  rows.sets[slot] = run.set;
+  rows.inputs[slot] = {memory, bytes};
+  return rows.inputs[slot];
+}
+
+void Experts::multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_t first,
+                       int64_t last, float* out, int64_t out_stride, int64_t first_output) {
+  const Panels panels = w.panels.matrix(expert);
+  while (first < last) {
+    const PanelRun run = panel_run(w, expert, first, last);
+    workers_.multiply(rows.thread, rows.kernel,
+                      {.w = panels,
+                       .first_panel = first,
+                       .last_panel = run.last,
+                       .x = inputs_of(rows, run, panels.cols),
+                       .rows = rows.count,
+                       .out = out,
+                       .out_stride = out_stride,
+                       .first_output = first_output});
+    first = run.last;
+  }
+}
+
 void Experts::compute_inner(int thread, const Weight& gate_up, int64_t width) {
-  const PanelStack& stack = packed(gate_up).panels;
-  Wide& wide = wide_[size_t(thread)];
-  const int64_t block = rows_per_block(gate_up.cols);
+  const PackedWeight& w = packed(gate_up);
   const int64_t chunks = (width + kPanelRows - 1) / kPanelRows;
+  constexpr int64_t kGateSize = kColumnsAtOnce, kSize = 2 * kColumnsAtOnce + kPanelRows;
   for_each_run(thread, chunks, [&](int64_t e, int64_t first_chunk, int64_t last_chunk) {
-    const Panels panels = stack.matrix(e);
-    for (int64_t column = first_chunk * kPanelRows; column < last_chunk * kPanelRows;
-         column += kColumnsAtOnce) {
-      const int64_t end = std::min({column + kColumnsAtOnce, last_chunk * kPanelRows, width});
-      // Columns of the gate are whole panels; those of the up projection may begin inside one.
-      const int64_t first_up = (width + column) / kPanelRows;
-      const int64_t last_up = (width + end + kPanelRows - 1) / kPanelRows;
-      const int64_t gate_size = kColumnsAtOnce, size = 2 * kColumnsAtOnce + kPanelRows;
-      float* values = wide.values.fit(size_t(block * size));
-      float** gate = wide.rows.fit(size_t(2 * block));
-      float** up = gate + block;
-      for (int64_t r = 0; r < block; ++r) {
-        gate[r] = values + r * size;
-        up[r] = gate[r] + gate_size;
-      }
-      for (int64_t p = first_pair_[size_t(e)]; p < first_pair_[size_t(e) + 1]; p += block) {
-        const int64_t rows = std::min(block, first_pair_[size_t(e) + 1] - p);
-        workers_.multiply(thread, {.w = panels,
-                                   .first_panel = column / kPanelRows,
-                                   .last_panel = (end + kPanelRows - 1) / kPanelRows,
-                                   .x = x_ + p,
-                                   .out = gate,
-                                   .rows = rows,
-                                   .first_output = column});
-        workers_.multiply(thread, {.w = panels,
-                                   .first_panel = first_up,
-                                   .last_panel = last_up,
-                                   .x = x_ + p,
-                                   .out = up,
-                                   .rows = rows,
-                                   .first_output = first_up * kPanelRows});
+    const int64_t end_pair = first_pair_[size_t(e) + 1];
+    const Kernel& kernel =
+        workers_.kernel(w.panels.first.format, end_pair - first_pair_[size_t(e)]);
+    const int64_t block = kernel.block_rows(gate_up.cols);
+    float* gate = wide_[size_t(thread)].fit(size_t(block * kSize));
+    float* up = gate + kGateSize;
+    for (int64_t p = first_pair_[size_t(e)]; p < end_pair; p += block) {
+      Rows rows{.thread = thread,
+                .kernel = kernel,
+                .first_pair = p,
+                .count = std::min(block, end_pair - p),
+                .x = x_rows_.data()};
+      for (int64_t column = first_chunk * kPanelRows; column < last_chunk * kPanelRows;
+           column += kColumnsAtOnce) {
+        const int64_t end = std::min({column + kColumnsAtOnce, last_chunk * kPanelRows, width});
+        // Columns of the gate are whole panels; those of the up projection may begin inside one.
+        const int64_t first_up = (width + column) / kPanelRows;
+        multiply(rows, w, e, column / kPanelRows, (end + kPanelRows - 1) / kPanelRows, gate, kSize,
+                 column);
+        multiply(rows, w, e, first_up, (width + end + kPanelRows - 1) / kPanelRows, up, kSize,
+                 first_up * kPanelRows);
         const int64_t skip = width + column - first_up * kPanelRows;
-        for (int64_t r = 0; r < rows; ++r) {
-          silu_mul_row(gate[r], up[r] + skip, end - column, inner_[p + r] + column);
+        for (int64_t r = 0; r < rows.count; ++r) {
+          silu_mul_row(gate + r * kSize, up + r * kSize + skip, end - column,
+                       inner_.data() + (p + r) * width + column);
         }
       }
     }
@@ -115,15 +140,15 @@ void Experts::compute_inner(int thread, const Weight& gate_up, int64_t width) {
 }
 
 void Experts::compute_outer(int thread, const Weight& down) {
-  const PanelStack& stack = packed(down).panels;
-  for_each_run(thread, stack.first.count(), [&](int64_t e, int64_t first, int64_t last) {
-    const int64_t p = first_pair_[size_t(e)];
-    workers_.multiply(thread, {.w = stack.matrix(e),
-                               .first_panel = first,
-                               .last_panel = last,
-                               .x = inner_ + p,
-                               .out = outer_ + p,
-                               .rows = first_pair_[size_t(e) + 1] - p});
+  const PackedWeight& w = packed(down);
+  for_each_run(thread, w.panels.first.count(), [&](int64_t e, int64_t first, int64_t last) {
+    const int64_t p = first_pair_[size_t(e)], count = first_pair_[size_t(e) + 1] - p;
+    Rows rows{.thread = thread,
+              .kernel = workers_.kernel(w.panels.first.format, count),
+              .first_pair = p,
+              .count = count,
+              .x = inner_rows_.data()};
+    multiply(rows, w, e, first, last, outer_.data() + p * down.rows, down.rows, 0);
   });
 }
 
@@ -133,7 +158,8 @@ void Experts::combine(const Routing& routing, int64_t row, Tensor out) const {
   float* to = out.row<float>(row);
   std::fill_n(to, out.cols, 0.0f);
   for (int64_t k = 0; k < slots; ++k) {
-    add_scaled_row(outer_[place_[size_t(row * slots + k)]], weights[k], out.cols, to);
+    const float* from = outer_.data() + place_[size_t(row * slots + k)] * out.cols;
+    add_scaled_row(from, weights[k], out.cols, to);
   }
 }
 
@@ -149,11 +175,10 @@ void Experts::run(Tensor x, const Routing& routing, const Weight& gate_up, const
 
   const float** x_rows = x_rows_.fit(size_t(pairs));
   for (int64_t i = 0; i < pairs; ++i) x_rows[place_[size_t(i)]] = x.row<float>(i / slots);
-  x_ = x_rows;
-  inner_ = row_pointers({inner_values_.fit(size_t(pairs * width)), DType::kF32, pairs, width},
-                        inner_rows_);
-  outer_ = row_pointers({outer_values_.fit(size_t(pairs * hidden)), DType::kF32, pairs, hidden},
-                        outer_rows_);
+  const float* inner = inner_.fit(size_t(pairs * width));
+  const float** inner_rows = inner_rows_.fit(size_t(pairs));
+  for (int64_t p = 0; p < pairs; ++p) inner_rows[p] = inner + p * width;
+  outer_.fit(size_t(pairs * hidden));
 
   const int64_t work = pairs * width * hidden;
   workers_.run(2 * work, [&](int thread) { compute_inner(thread, gate_up, width); });

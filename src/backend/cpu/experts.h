@@ -22,21 +22,30 @@ class Experts {
   void compute_outer(int thread, const Weight& down);
   void combine(const Routing& routing, int64_t row, Tensor out) const;
 
+  // Pairs of one expert, and the thread that computes them. It makes its inputs when it meets a set
+  // of factors, and keeps those of two sets: gate and up may differ.
+  struct Rows {
+    int thread = 0;
+    const Kernel& kernel;
+    int64_t first_pair = 0, count = 0;
+    const float* const* x = nullptr;  // [pairs]
+    int sets[2] = {-2, -2};
+    InputRows inputs[2] = {};
+    int next = 0;
+  };
+  InputRows inputs_of(Rows& rows, const PanelRun& run, int64_t cols);
+  // Panels [first, last) of an expert for the rows.
+  void multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_t first, int64_t last,
+                float* out, int64_t out_stride, int64_t first_output);
+
   Workers& workers_;
   // A pair is a row and one of its slots; pairs are sorted by expert, rows rising.
   std::vector<int64_t> first_pair_;  // [E + 1]
   std::vector<int64_t> place_;       // [T * top_k] -> sorted pair
   Scratch<const float*> x_rows_;     // [pairs]
-  Scratch<float> inner_values_, outer_values_;
-  Scratch<float*> inner_rows_, outer_rows_;  // [pairs] -> [n], [D]
-  struct Wide {                              // a thread's gate and up of some columns
-    Scratch<float> values{};
-    Scratch<float*> rows{};
-  };
-  std::vector<Wide> wide_;
-  const float* const* x_ = nullptr;
-  float** inner_ = nullptr;
-  float** outer_ = nullptr;
+  Scratch<const float*> inner_rows_;
+  Scratch<float> inner_, outer_;      // [pairs, n], [pairs, D]
+  std::vector<Scratch<float>> wide_;  // a thread's gate and up of some columns
 };
 
 }  // namespace nibble

@@ -2,6 +2,12 @@
 #define HWY_TARGET_INCLUDE "backend/cpu/instruction_sets.cc"
 #include "backend/cpu/instruction_sets.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "hwy/foreach_target.h"  // before highway.h
 #include "hwy/highway.h"
 
@@ -27,14 +33,31 @@ std::string vector_target_name() {
   return name == "AVX3" ? "AVX-512" : name;
 }
 
-bool has_fast_avx512bf16() {
+namespace {
+
 #if defined(__x86_64__)
-  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
-#else
-  return false;
+bool has_amx_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h of newer systems
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
 #endif
+
+}  // namespace
+
+InstructionSets instruction_sets() {
+  InstructionSets sets;
+#if defined(__x86_64__)
+  const bool avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  sets.avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  sets.fast_avx512bf16 = avx512 && __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16");
+  sets.amx_bf16 = avx512 && has_amx_bf16();
+#endif
+  return sets;
 }
 
 }  // namespace nibble

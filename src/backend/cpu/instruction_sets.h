@@ -1,4 +1,4 @@
-// Which of this machine's instruction sets the kernels use.
+// Which of this machine's instruction sets the kernels use: the one table of CPUID bits.
 #pragma once
 
 #include <string>
@@ -8,8 +8,16 @@ namespace nibble {
 // The one that Highway dispatches vector kernels to.
 std::string vector_target_name();
 
-// Whether this machine has AVX512-BF16 and its dot products are faster than FP32 multiply-adds:
-// AMD's do twice as many operations a cycle, Intel's fewer.
-bool has_fast_avx512bf16();
+// Those that Highway does not know.
+struct InstructionSets {
+  bool avx512vnni = false;
+  bool amx_bf16 = false;
+  // AVX512-BF16 with dot products that are faster than FP32 multiply-adds: AMD's do twice as many
+  // operations a cycle, Intel's fewer.
+  bool fast_avx512bf16 = false;
+};
+
+// Also asks the system to let this process use AMX's registers, once and for all its threads.
+InstructionSets instruction_sets();
 
 }  // namespace nibble

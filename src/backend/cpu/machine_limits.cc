@@ -64,7 +64,9 @@ constexpr int kRepetitions = 5;
 double compute_from_registers(int64_t rounds, float& result) {
 #if defined(__x86_64__)
   result = 0;
-  if (has_fast_avx512bf16()) return dot_registers_avx512bf16(rounds);
+  const InstructionSets sets = instruction_sets();
+  if (sets.amx_bf16) return dot_registers_amx(rounds);
+  if (sets.fast_avx512bf16) return dot_registers_avx512bf16(rounds);
 #endif
   return HWY_DYNAMIC_DISPATCH(multiply_add_registers)(rounds, result);
 }

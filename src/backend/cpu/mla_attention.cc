@@ -25,7 +25,7 @@ int64_t spans_of(int64_t positions) {
 
 void MlaAttention::run(Tensor q, const Weight& kv_b, const MlaShape& shape, const Batch& batch,
                        const KvLayer& cache, const RopeTable& rope, Tensor out) {
-  CHECK(shape.nope_dim % kPanelRows == 0 && kv_b.rows == shape.nope_dim + shape.value_dim &&
+  CHECK(kv_b.key_rows == shape.nope_dim && kv_b.rows == shape.nope_dim + shape.value_dim &&
             kv_b.count == shape.heads && kv_b.cols == shape.latent_dim,
         "%s", kv_b.name.c_str());
   const int64_t most = std::max<int64_t>(1, kQueriesPerPass / shape.heads);
@@ -43,10 +43,11 @@ void MlaAttention::run(Tensor q, const Weight& kv_b, const MlaShape& shape, cons
 }
 
 void MlaAttention::run_rows(const Call& call) {
-  point_at_rows(call);
   make_tasks(call);
   const MlaShape& s = call.shape;
   const int64_t queries = call.num_rows * s.heads;
+  queries_.fit(size_t(queries * padded(s.record_dim())));
+  latents_.fit(size_t(queries * padded(s.latent_dim)));
   const int64_t products = queries * s.latent_dim;
   workers_.run(products * s.nope_dim, [&](int thread) { make_queries(call, thread); });
   next_task_ = 0;
@@ -67,43 +68,50 @@ void MlaAttention::run_rows(const Call& call) {
   workers_.run(products * s.value_dim, [&](int thread) { make_outputs(call, thread); });
 }
 
-void MlaAttention::point_at_rows(const Call& call) {
+// W_uk^T q of one head and a run of panels.
+void MlaAttention::multiply_keys(const Call& call, int thread, int64_t head, int64_t first,
+                                 int64_t last) {
   const MlaShape& s = call.shape;
-  const int64_t count = call.num_rows * s.heads;
-  const int64_t stride = padded(s.record_dim()), latent_stride = padded(s.latent_dim);
-  float* queries = queries_.fit(size_t(count * stride));
-  float* latents = latents_.fit(size_t(count * latent_stride));
-  const float** q_rows = q_rows_.fit(size_t(count));
-  float** query_rows = query_rows_.fit(size_t(count));
-  const float** latent_rows = latent_rows_.fit(size_t(count));
-  float** out_rows = out_rows_.fit(size_t(count));
-  for (int h = 0; h < s.heads; ++h) {
+  const PackedWeight& kv_b = packed(call.kv_b);
+  const Kernel& kernel = kv_b.key_scales == nullptr
+                             ? workers_.kernel(kv_b.keys.first.format, call.num_rows)
+                             : workers_.exact_kernel(kv_b.keys.first.format);
+  const Panels panels = kv_b.keys.matrix(head);
+  const Tensor q(call.q.row<float>(call.first_row) + head * s.query_dim(), DType::kF32,
+                 call.num_rows, s.nope_dim, call.q.stride);
+  const int64_t stride = padded(s.record_dim());
+  Product product{.w = panels,
+                  .first_panel = first,
+                  .last_panel = last,
+                  .rows = call.num_rows,
+                  .out = queries_.data() + head * stride,
+                  .out_stride = s.heads * stride};
+  if (kv_b.key_scales == nullptr) {
+    product.x = workers_.make_inputs(thread, kernel, q);
+    return workers_.multiply(thread, kernel, product);
+  }
+  const int64_t bytes = input_row_bytes(kernel.input, s.nope_dim);
+  uint8_t* inputs = workers_.input_memory(thread, call.num_rows * bytes);
+  product.x = {inputs, bytes};
+  for (int64_t p = first; p < last; ++p) {
+    const uint8_t* scales = kv_b.key_scales + (head * panels.count() + p) * s.nope_dim;
     for (int64_t t = 0; t < call.num_rows; ++t) {
-      const int64_t i = h * call.num_rows + t, query = t * s.heads + h;
-      q_rows[i] = call.q.row<float>(call.first_row + t) + h * s.query_dim();
-      query_rows[i] = queries + query * stride;
-      latent_rows[i] = latents + query * latent_stride;
-      out_rows[i] = call.out.row<float>(call.first_row + t) + h * s.value_dim;
+      make_scaled_input_row(q.row<float>(t), scales, s.nope_dim, inputs + t * bytes);
     }
+    product.first_panel = p;
+    product.last_panel = p + 1;
+    workers_.multiply(thread, kernel, product);
   }
 }
 
 void MlaAttention::make_queries(const Call& call, int thread) {
   const MlaShape& s = call.shape;
-  const PanelStack& stack = packed(call.kv_b).transposed;
-  const int64_t panels = stack.first.count(), rows = call.num_rows;
-  const Share share = workers_.share(thread, s.heads * panels, 4);
+  const int64_t panels = packed(call.kv_b).keys.first.count(), rows = call.num_rows;
+  const Share share = workers_.share(thread, s.heads * panels, kGroupPanels);
   for (int64_t unit = share.first; unit < share.last;) {
     const int64_t h = unit / panels, panel = unit % panels;
     const int64_t last = std::min(panels, panel + share.last - unit);
-    Panels w = stack.matrix(h);
-    w.cols = s.nope_dim;
-    workers_.multiply(thread, {.w = w,
-                               .first_panel = panel,
-                               .last_panel = last,
-                               .x = q_rows_.data() + h * rows,
-                               .out = query_rows_.data() + h * rows,
-                               .rows = rows});
+    multiply_keys(call, thread, h, panel, last);
     unit += last - panel;
   }
   const Share rotated = workers_.share(thread, rows * s.heads);
@@ -113,8 +121,9 @@ void MlaAttention::make_queries(const Call& call, int thread) {
     const auto& segments = call.batch.segments;
     while (row >= segments[segment].first_row + segments[segment].num_rows) ++segment;
     const int64_t position = segments[segment].context + row - segments[segment].first_row;
-    float* query = query_rows_.data()[h * rows + t];
-    call.rope.rotate(q_rows_.data()[h * rows + t] + s.nope_dim, position, query + s.latent_dim);
+    float* query = queries_.data() + i * padded(s.record_dim());
+    call.rope.rotate(call.q.row<float>(row) + h * s.query_dim() + s.nope_dim, position,
+                     query + s.latent_dim);
     for (int64_t d = s.record_dim(); d < padded(s.record_dim()); ++d) query[d] = 0;
   }
 }
@@ -245,21 +254,25 @@ void MlaAttention::merge_spans(const Call& call, int64_t query) {
 
 void MlaAttention::make_outputs(const Call& call, int thread) {
   const MlaShape& s = call.shape;
-  const PanelStack& stack = packed(call.kv_b).panels;
-  const int64_t first_panel = s.nope_dim / kPanelRows, rows = call.num_rows;
-  const int64_t panels = stack.first.count() - first_panel;
-  const Share share = workers_.share(thread, s.heads * panels, 4);
+  const PackedWeight& w = packed(call.kv_b);
+  const Kernel& kernel = workers_.kernel(w.panels.first.format, call.num_rows);
+  const int64_t panels = w.panels.first.count(), stride = padded(s.latent_dim);
+  const Share share = workers_.share(thread, s.heads * panels, kGroupPanels);
   for (int64_t unit = share.first; unit < share.last;) {
     const int64_t h = unit / panels, panel = unit % panels;
     const int64_t last = std::min(panels, panel + share.last - unit);
-    workers_.multiply(thread, {.w = stack.matrix(h),
-                               .first_panel = first_panel + panel,
-                               .last_panel = first_panel + last,
-                               .x = latent_rows_.data() + h * rows,
-                               .out = out_rows_.data() + h * rows,
-                               .rows = rows,
-                               .first_output = s.nope_dim});
-    unit += last - panel;
+    const PanelRun run = panel_run(w, h, panel, last);
+    const Tensor latents(latents_.data() + h * stride, DType::kF32, call.num_rows, s.latent_dim,
+                         s.heads * stride);
+    workers_.multiply(thread, kernel,
+                      {.w = w.panels.matrix(h),
+                       .first_panel = panel,
+                       .last_panel = run.last,
+                       .x = workers_.make_inputs(thread, kernel, latents, run.factors),
+                       .rows = call.num_rows,
+                       .out = call.out.row<float>(call.first_row) + h * s.value_dim,
+                       .out_stride = call.out.stride});
+    unit += run.last - panel;
   }
 }
 

@@ -41,8 +41,8 @@ class MlaAttention {
   };
 
   void run_rows(const Call& call);
-  void point_at_rows(const Call& call);
   void make_queries(const Call& call, int thread);
+  void multiply_keys(const Call& call, int thread, int64_t head, int64_t first, int64_t last);
   void make_tasks(const Call& call);
   void attend(const Call& call, const Task& task, Thread& memory);
   void merge_spans(const Call& call, int64_t query);
@@ -59,9 +59,6 @@ class MlaAttention {
   Scratch<float> queries_;   // [queries, padded(record_dim)]: latent part, then rotated rope part
   Scratch<float> latents_;   // [queries, padded(latent_dim)]
   Scratch<float> partials_;  // with split spans: sums of [queries, max_spans_]
-  // [heads, rows]: pointers for the products of a head.
-  Scratch<const float*> q_rows_, latent_rows_;
-  Scratch<float*> query_rows_, out_rows_;
 };
 
 }  // namespace nibble

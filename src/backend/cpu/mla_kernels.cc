@@ -16,8 +16,10 @@
 #define HWY_TARGET_INCLUDE "backend/cpu/mla_kernels.cc"
 #include "backend/cpu/mla_kernels.h"
 
+#include <cstring>
 #include <limits>
 
+#include "base/numbers.h"
 #include "hwy/foreach_target.h"  // before simd-inl.h
 // clang-format off
 #include "backend/cpu/simd-inl.h"
@@ -53,6 +55,65 @@ HWY_INLINE FloatVec decode_e4m3(WordVec code) {
   return hn::IfThenElse(is_nan, nan, hn::Or(value, hn::BitCast(f, sign)));
 }
 
+// `count` integers, whole vectors of them, times a BF16 scale.
+HWY_INLINE void decode_int8(const uint8_t* codes, const uint8_t* bf16_scale, int count,
+                            float* out) {
+  const hn::Rebind<int8_t, Integers> bytes;
+  uint16_t scale_bits;
+  std::memcpy(&scale_bits, bf16_scale, sizeof(scale_bits));
+  const FloatVec scale = set(bf16_to_float(scale_bits));
+  for (int i = 0; i < count; i += kLanes) {
+    const auto code = hn::LoadU(bytes, reinterpret_cast<const int8_t*>(codes + i));
+    const FloatVec value = hn::ConvertTo(Floats(), hn::PromoteTo(Integers(), code));
+    store(hn::Mul(value, scale), out + i);
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// Blocks of 16 E2M1 codes times an E4M3 scale each: a byte's nibbles become two bytes, which are
+// looked up as twice the values.
+HWY_INLINE void decode_e2m1(const uint8_t* codes, const uint8_t* e4m3, int blocks, float* out) {
+  alignas(16) static constexpr int8_t kTwice[16] = {0, 1,  2,  3,  4,  6,  8,  12,
+                                                    0, -1, -2, -3, -4, -6, -8, -12};
+  const hn::FixedTag<uint8_t, 16> bytes;
+  const hn::FixedTag<uint16_t, 8> shorts;
+  const hn::Rebind<int8_t, Integers> some;
+  const auto table = hn::Load(bytes, reinterpret_cast<const uint8_t*>(kTwice));
+  for (int b = 0; b < blocks; ++b, codes += 8, out += 16) {
+    const auto pairs = hn::PromoteTo(shorts, hn::LoadU(hn::FixedTag<uint8_t, 8>(), codes));
+    const auto spread = hn::Or(hn::And(pairs, hn::Set(shorts, uint16_t(15))),
+                               hn::ShiftLeft<8>(hn::ShiftRight<4>(pairs)));
+    alignas(16) int8_t twice[16];
+    hn::Store(hn::TableLookupBytes(table, hn::BitCast(bytes, spread)), bytes,
+              reinterpret_cast<uint8_t*>(twice));
+    const FloatVec scale = set(e4m3_to_float(e4m3[b]) * 0.5f);
+    for (int i = 0; i < 16; i += kLanes) {
+      const auto part = hn::PromoteTo(Integers(), hn::LoadU(some, twice + i));
+      store(hn::Mul(hn::ConvertTo(Floats(), part), scale), out + i);
+    }
+  }
+}
+#endif
+
+// A record with scales; returns its width, or 0 where its parts are no whole vectors.
+HWY_INLINE int decode_scaled(const KvLayer& layer, KvRecord record, float* out) {
+  const int latent = layer.latent, rope = layer.width - latent;
+  if (latent % 16 != 0 || rope % 16 != 0) return 0;
+  if (layer.format == KvFormat::kInt8) {
+    decode_int8(record.values, record.scales, latent, out);
+    decode_int8(record.values + latent, record.scales + 2, rope, out + latent);
+    return layer.width;
+  }
+#if HWY_TARGET == HWY_SCALAR
+  return 0;
+#else
+  const uint8_t* block_scales = record.values + latent / 2;
+  decode_e2m1(record.values, block_scales, latent / 16, out);
+  decode_int8(block_scales + latent / 16, record.scales, rope, out + latent);
+  return layer.width;
+#endif
+}
+
 // `width` values and zeros up to the padded width.
 HWY_INLINE void decode(const KvLayer& layer, KvRecord record, float* out) {
   const Words words;
@@ -72,6 +133,8 @@ HWY_INLINE void decode(const KvLayer& layer, KvRecord record, float* out) {
   } else if (layer.format == KvFormat::kF32) {
     const float* from = reinterpret_cast<const float*>(record.values);
     for (; i + kLanes <= width; i += kLanes) store(load(from + i), out + i);
+  } else {
+    i = decode_scaled(layer, record, out);
   }
   if (i < width) decode_record(layer, record, out);
   for (int k = width; k < padded(width); ++k) out[k] = 0;
@@ -369,22 +432,6 @@ void finish(const AttentionSums& sums, int64_t i, int latent_dim, float* out) {
 }
 
 // Encoding --------------------------------------------------------------------------------------
-
-// Adds half of the last kept bit's weight, to even.
-template <int kShift>
-HWY_INLINE WordVec round_off(WordVec bits) {
-  const Words words;
-  const WordVec last = hn::And(hn::ShiftRight<kShift>(bits), hn::Set(words, 1u));
-  const WordVec half = hn::Set(words, (1u << (kShift - 1)) - 1);
-  return hn::ShiftRight<kShift>(hn::Add(bits, hn::Add(half, last)));
-}
-
-HWY_INLINE WordVec encode_bf16(FloatVec x) {
-  const Words words;
-  const WordVec bits = hn::BitCast(words, x);
-  const WordVec quiet = hn::Or(hn::ShiftRight<16>(bits), hn::Set(words, 0x40u));
-  return hn::IfThenElse(hn::RebindMask(words, hn::IsNaN(x)), quiet, round_off<16>(bits));
-}
 
 HWY_INLINE WordVec encode_e4m3(FloatVec x) {
   const Words words;

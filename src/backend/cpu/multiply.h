@@ -1,51 +1,69 @@
-// The one matrix product of the CPU backend: rows of FP32 times packed panels.
+// The matrix products of the CPU backend: rows made ready (inputs.h) times packed panels (pack.h).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
+#include "backend/cpu/inputs.h"
 #include "backend/cpu/memory.h"
 #include "backend/cpu/pack.h"
-#include "base/tensor.h"
 
 namespace nibble {
 
-// out[r][n - first_output] (+)= scale[n] * sum over k of x[r][k] * w[n][k] for the outputs n of the
-// panels [first_panel, last_panel). Each is summed in rising k by one accumulator, however many
+// out[r * out_stride + n - first_output] (+)= scale[n] * sum over k of x[r][k] * w[n][k] for the
+// outputs n of the panels [first_panel, last_panel). Each is summed in the same order, however many
 // rows and panels there are.
 struct Product {
   const Panels& w;
   int64_t first_panel = 0;
   int64_t last_panel = 0;
-  const float* const* x = nullptr;  // [rows] -> [w.cols]
-  float* const* out = nullptr;      // [rows]
+  InputRows x{};
   int64_t rows = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
   int64_t first_output = 0;
   bool accumulate = false;
+
+  float* output(int64_t row, int64_t panel) const {
+    return out + row * out_stride + panel * kPanelRows - first_output;
+  }
 };
 
-// `pairs`: this thread's memory for rows rounded to BF16, kept between calls.
-using MultiplyFunction = void (*)(const Product& product, Scratch<uint32_t>& pairs);
+// `scratch`: memory of the calling thread, kept between calls.
+using MultiplyFunction = void (*)(const Product& product, Scratch<uint8_t>& scratch);
 
-// FP32 arithmetic for both panel formats.
-void multiply_f32(const Product& product, Scratch<uint32_t>& pairs);
+// A way to compute products of one panel format.
+struct Kernel {
+  InputFormat input = InputFormat::kF32;
+  MultiplyFunction multiply = nullptr;
+  int tile_rows = 12;               // a multiple of the rows of its tiles
+  int64_t block_bytes = 384 << 10;  // of input rows that it should take at once, of the L2 cache
 
-// BF16 dot products (AVX512-BF16) of the inputs rounded to BF16; BF16 panels only.
-void multiply_bf16_avx512bf16(const Product& product, Scratch<uint32_t>& pairs);
-
-// Floating-point operations of `rounds` rounds of BF16 dot products from registers alone.
-double dot_registers_avx512bf16(int64_t rounds);
-
-// Rows that a product should take at once, so that they stay in the L2 cache.
-int64_t rows_per_block(int64_t cols);
-
-// Row pointers of a tensor, for Product.
-template <typename T>
-T** row_pointers(const Tensor& tensor, Scratch<T*>& scratch) {
-  T** rows = scratch.fit(size_t(tensor.rows));
-  for (int64_t t = 0; t < tensor.rows; ++t) {
-    rows[t] = static_cast<float*>(tensor.data) + t * tensor.stride;
+  // Input rows that it should take at once.
+  int64_t block_rows(int64_t cols) const {
+    const int64_t rows = std::min<int64_t>(block_bytes / input_row_bytes(input, cols), 256);
+    return std::max<int64_t>(rows / tile_rows, 1) * tile_rows;
   }
-  return rows;
-}
+};
+
+// kF32 and kBF16 panels in FP32 arithmetic.                               inputs kF32
+void multiply_f32(const Product& product, Scratch<uint8_t>& scratch);
+
+// kBF16 panels by BF16 dot products (AVX512-BF16).                        inputs kBF16
+void multiply_bf16_avx512bf16(const Product& product, Scratch<uint8_t>& scratch);
+
+// kNvfp4 panels by sums of 16-bit integers; the same bits from both.      inputs kInt16
+void multiply_nvfp4(const Product& product, Scratch<uint8_t>& scratch);
+void multiply_nvfp4_avx512vnni(const Product& product, Scratch<uint8_t>& scratch);
+
+// kInt8 panels by sums of 16-bit integers.                                inputs kInt16
+void multiply_int8(const Product& product, Scratch<uint8_t>& scratch);
+
+// kNvfp4 panels by BF16 tiles (AMX).                                      inputs kBF16
+void multiply_nvfp4_amx(const Product& product, Scratch<uint8_t>& scratch);
+
+// Floating-point operations of `rounds` rounds of dot products from registers alone.
+double dot_registers_avx512bf16(int64_t rounds);
+double dot_registers_amx(int64_t rounds);
 
 }  // namespace nibble

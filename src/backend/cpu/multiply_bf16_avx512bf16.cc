@@ -27,24 +27,8 @@ namespace {
 
 constexpr int kMaxRows = 6;
 
-// A row as pairs of BF16, an odd end padded by a zero.
-inline void round_row(const float* x, int64_t cols, uint32_t* pairs) {
-  int64_t k = 0;
-  for (; k + 16 <= cols; k += 16) {
-    const __m256bh halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + k));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + k / 2), (__m256i)halves);
-  }
-  if (k < cols) {
-    const __mmask16 rest = __mmask16((1u << (cols - k)) - 1);
-    const __m256bh halves = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, x + k));
-    const __mmask8 words = __mmask8((1u << ((cols - k + 1) / 2)) - 1);
-    _mm256_mask_storeu_epi32(pairs + k / 2, words, (__m256i)halves);
-  }
-}
-
 template <int kRows, int kPanels>
-__attribute__((noinline)) void multiply_tile(const Product& product, const uint32_t* pairs,
-                                             int64_t first_row, int64_t p) {
+__attribute__((noinline)) void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
   const Panels& w = product.w;
   const int64_t num_pairs = (w.cols + 1) / 2;
   const uint8_t* line = w.panel(p);
@@ -53,7 +37,7 @@ __attribute__((noinline)) void multiply_tile(const Product& product, const uint3
   __m512 sum[kRows][kPanels];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    x[r] = pairs + (first_row + r) * num_pairs;
+    x[r] = reinterpret_cast<const uint32_t*>(product.x.row(first_row + r));
 #pragma GCC unroll 8
     for (int i = 0; i < kPanels; ++i) sum[r][i] = _mm512_setzero_ps();
   }
@@ -79,7 +63,7 @@ __attribute__((noinline)) void multiply_tile(const Product& product, const uint3
       const int64_t output = (p + i) * kPanelRows;
       const int64_t count = w.rows - output;
       const __mmask16 mask = count < kPanelRows ? __mmask16((1u << count) - 1) : __mmask16(0xffff);
-      float* out = product.out[first_row + r] + output - product.first_output;
+      float* out = product.output(first_row + r, p + i);
       __m512 y = sum[r][i];
       if (w.row_scales != nullptr) y = _mm512_mul_ps(y, _mm512_loadu_ps(w.row_scales + output));
       if (product.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
@@ -90,42 +74,36 @@ __attribute__((noinline)) void multiply_tile(const Product& product, const uint3
 
 // The panels [first, last) of a group, in tiles as wide as registers allow.
 template <int kRows, int kPanels = kGroupPanels>
-void multiply_rows(const Product& product, const uint32_t* pairs, int64_t first_row, int64_t first,
-                   int64_t last) {
+void multiply_rows(const Product& product, int64_t first_row, int64_t first, int64_t last) {
   int64_t p = first;
   for (; p + kPanels <= last; p += kPanels) {
-    multiply_tile<kRows, kPanels>(product, pairs, first_row, p);
+    multiply_tile<kRows, kPanels>(product, first_row, p);
   }
   if constexpr (kPanels > 1) {
-    if (p < last) multiply_rows<kRows, kPanels / 2>(product, pairs, first_row, p, last);
+    if (p < last) multiply_rows<kRows, kPanels / 2>(product, first_row, p, last);
   }
 }
 
 template <int kRows = kMaxRows>
-void multiply_tile_rows(const Product& product, const uint32_t* pairs, int64_t num_rows,
-                        int64_t first_row, int64_t first, int64_t last) {
+void multiply_tile_rows(const Product& product, int64_t num_rows, int64_t first_row, int64_t first,
+                        int64_t last) {
   if (num_rows == kRows) {
-    multiply_rows<kRows>(product, pairs, first_row, first, last);
+    multiply_rows<kRows>(product, first_row, first, last);
   } else if constexpr (kRows > 1) {
-    multiply_tile_rows<kRows - 1>(product, pairs, num_rows, first_row, first, last);
+    multiply_tile_rows<kRows - 1>(product, num_rows, first_row, first, last);
   }
 }
 
 }  // namespace
 
-void multiply_bf16_avx512bf16(const Product& product, Scratch<uint32_t>& scratch) {
+void multiply_bf16_avx512bf16(const Product& product, Scratch<uint8_t>&) {
   if (product.rows == 0) return;
-  const int64_t num_pairs = (product.w.cols + 1) / 2;
-  uint32_t* pairs = scratch.fit(size_t(product.rows * num_pairs));
-  for (int64_t r = 0; r < product.rows; ++r) {
-    round_row(product.x[r], product.w.cols, pairs + r * num_pairs);
-  }
   const int64_t tiles = (product.rows + kMaxRows - 1) / kMaxRows;
   for (int64_t p = product.first_panel; p < product.last_panel;) {
     const int64_t last = std::min(p + product.w.left_in_group(p), product.last_panel);
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = product.rows * i / tiles, end = product.rows * (i + 1) / tiles;
-      multiply_tile_rows(product, pairs, end - row, row, p, last);
+      multiply_tile_rows(product, end - row, row, p, last);
     }
     p = last;
   }

@@ -53,11 +53,13 @@ HWY_INLINE void multiply_add(Tile<kRows, kPanels>& tile, const FloatVec* w, cons
 }
 
 template <PanelFormat kFormat, int kRows, int kPanels>
-HWY_INLINE void sum_over_k(const Panels& w, int64_t p, const float* const* x,
+HWY_INLINE void sum_over_k(const Panels& w, int64_t p, const InputRows& x, int64_t first_row,
                            Tile<kRows, kPanels>& tile) {
   const float* rows[kRows];
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) rows[r] = x[r];
+  for (int r = 0; r < kRows; ++r) {
+    rows[r] = reinterpret_cast<const float*>(x.row(first_row + r));
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -122,7 +124,7 @@ template <PanelFormat kFormat, int kRows, int kPanels>
 HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
   const Panels& w = product.w;
   Tile<kRows, kPanels> tile;
-  sum_over_k<kFormat, kRows, kPanels>(w, p, product.x + first_row, tile);
+  sum_over_k<kFormat, kRows, kPanels>(w, p, product.x, first_row, tile);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -132,7 +134,7 @@ HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64
       store_panel(tile.sum[r] + i * kVecs,
                   w.row_scales == nullptr ? nullptr : w.row_scales + panel * kPanelRows,
                   count < kPanelRows ? count : kPanelRows, product.accumulate,
-                  product.out[first_row + r] + panel * kPanelRows - product.first_output);
+                  product.output(first_row + r, panel));
     }
   }
 }
@@ -192,7 +194,7 @@ namespace nibble {
 
 HWY_EXPORT(multiply);
 
-void multiply_f32(const Product& product, Scratch<uint32_t>&) {
+void multiply_f32(const Product& product, Scratch<uint8_t>&) {
   if (product.rows > 0) HWY_DYNAMIC_DISPATCH(multiply)(product);
 }
 

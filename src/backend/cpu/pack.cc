@@ -1,10 +1,13 @@
 #include "backend/cpu/pack.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
 
+#include "backend/cpu/packer.h"
 #include "base/check.h"
 #include "base/numbers.h"
 #include "quant/nvfp4.h"
@@ -23,20 +26,6 @@ const std::array<float, 256>& e4m3_table() {
 
 constexpr float kE2M1Table[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                                   -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
-
-struct PartRow {
-  const WeightPart* part;
-  int64_t row;
-};
-
-PartRow find_row(const Weight& weight, int64_t row) {
-  for (const WeightPart& part : weight.parts) {
-    if (row < part.rows) return {&part, row};
-    row -= part.rows;
-  }
-  CHECK(false, "a row beyond %s", weight.name.c_str());
-  return {};
-}
 
 // out[k] = e2m1 * (e4m3 * scale), as decode_row has it.
 void decode_nvfp4(const PartRow& at, int64_t cols, float scale, float* out) {
@@ -88,23 +77,6 @@ void bf16_row(const Weight& weight, int64_t r, float* scratch, uint16_t* out) {
   if (weight.cols % 2 != 0) out[weight.cols] = 0;
 }
 
-PanelStack new_stack(PanelFormat format, int64_t matrices, int64_t rows, int64_t cols, Arena& arena,
-                     PackedWeight& owner) {
-  PanelStack stack{.first = {.format = format, .rows = rows, .cols = cols}, .matrices = matrices};
-  stack.first.lines = format == PanelFormat::kBF16 ? (cols + 1) / 2 : cols;
-  owner.memory.push_back(arena.allocate(size_t(matrices * stack.first.bytes())));
-  stack.first.data = owner.memory.back().get();
-  return stack;
-}
-
-float* new_scales(PanelStack& stack, Arena& arena, PackedWeight& owner) {
-  const int64_t count = stack.matrices * stack.first.count() * kPanelRows;
-  owner.memory.push_back(arena.allocate(size_t(count) * sizeof(float)));
-  float* scales = reinterpret_cast<float*>(owner.memory.back().get());
-  stack.first.row_scales = scales;
-  return scales;
-}
-
 // Stores an output of panel p: a 32-bit unit in each of its lines.
 void store_output(const void* units, const Panels& panels, int64_t p, int lane) {
   const uint8_t* from = static_cast<const uint8_t*>(units);
@@ -114,19 +86,22 @@ void store_output(const void* units, const Panels& panels, int64_t p, int lane) 
 }
 
 // Rows of the weight as outputs.
-PanelStack pack_rows(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeight& owner) {
+PanelStack pack_rows(const Weight& w, const RowRange& range, Packer& packer) {
   const bool f32 = !fits_bf16(w);
-  PanelStack stack = new_stack(f32 ? PanelFormat::kF32 : PanelFormat::kBF16, w.count, w.rows,
-                               w.cols, arena, owner);
-  float* scales = !f32 && has_scales(w) ? new_scales(stack, arena, owner) : nullptr;
+  PanelStack stack = packer.new_stack({.format = f32 ? PanelFormat::kF32 : PanelFormat::kBF16,
+                                       .rows = range.count,
+                                       .cols = w.cols,
+                                       .lines = f32 ? w.cols : (w.cols + 1) / 2},
+                                      w.count);
+  float* scales = !f32 && has_scales(w) ? packer.new_scales(stack) : nullptr;
   const int64_t panels = stack.first.count();
-  pool.parallel_for(w.count * panels, [&](int64_t p) {
+  packer.pool().parallel_for(w.count * panels, [&](int64_t p) {
     std::vector<float> floats(static_cast<size_t>(w.cols));
     std::vector<uint16_t> halves(static_cast<size_t>(w.cols) + 1);
     for (int lane = 0; lane < kPanelRows; ++lane) {
       const int64_t n = p % panels * kPanelRows + lane;
-      if (n >= w.rows) break;
-      const int64_t r = p / panels * w.rows + n;
+      if (n >= range.count) break;
+      const int64_t r = p / panels * w.rows + range.first + n;
       const Panels matrix = stack.matrix(p / panels);
       if (f32) {
         decode_row(w, r, floats.data());
@@ -142,18 +117,21 @@ PanelStack pack_rows(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeig
 }
 
 // Columns of the weight as outputs: the tensor's scale then lies along K, so it must be one.
-PanelStack pack_columns(const Weight& w, Arena& arena, ThreadPool& pool, PackedWeight& owner) {
+PanelStack pack_columns(const Weight& w, const RowRange& range, Packer& packer) {
   const float scale = w.parts[0].global_scale;
   bool f32 = !fits_bf16(w);
   for (const WeightPart& part : w.parts) f32 |= part.global_scale != scale;
-  PanelStack stack = new_stack(f32 ? PanelFormat::kF32 : PanelFormat::kBF16, w.count, w.cols,
-                               w.rows, arena, owner);
+  PanelStack stack = packer.new_stack({.format = f32 ? PanelFormat::kF32 : PanelFormat::kBF16,
+                                       .rows = w.cols,
+                                       .cols = range.count,
+                                       .lines = f32 ? range.count : (range.count + 1) / 2},
+                                      w.count);
   if (!f32 && scale != 1.0f) {
-    float* scales = new_scales(stack, arena, owner);
-    std::fill_n(scales, w.count * stack.first.count() * kPanelRows, scale);
+    std::fill_n(packer.new_scales(stack), w.count * stack.first.count() * kPanelRows, scale);
   }
   const size_t unit = f32 ? 4 : 2;
-  pool.parallel_for(w.total_rows(), [&](int64_t r) {
+  packer.pool().parallel_for(w.count * range.count, [&](int64_t i) {
+    const int64_t k = i % range.count, r = i / range.count * w.rows + range.first + k;
     std::vector<float> floats(static_cast<size_t>(w.cols));
     std::vector<uint16_t> halves(static_cast<size_t>(w.cols) + 1);
     if (f32) {
@@ -163,8 +141,7 @@ PanelStack pack_columns(const Weight& w, Arena& arena, ThreadPool& pool, PackedW
     }
     const uint8_t* values =
         f32 ? reinterpret_cast<uint8_t*>(floats.data()) : reinterpret_cast<uint8_t*>(halves.data());
-    const Panels matrix = stack.matrix(r / w.rows);
-    const int64_t k = r % w.rows;
+    const Panels matrix = stack.matrix(i / range.count);
     for (int64_t n = 0; n < w.cols; ++n) {
       const int64_t p = n / kPanelRows;
       const int64_t line = f32 ? k : k / 2, offset = n % kPanelRows * 4 + (f32 ? 0 : k % 2 * 2);
@@ -175,9 +152,41 @@ PanelStack pack_columns(const Weight& w, Arena& arena, ThreadPool& pool, PackedW
   return stack;
 }
 
+// Lets go of file pages that nothing will read again soon; reading them still works.
+void drop_pages(const Weight& weight) {
+  if (!weight.mapped) return;
+  const auto drop = [](const uint8_t* data, int64_t bytes) {
+    constexpr uintptr_t kPage = 4096;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+    const uintptr_t last = reinterpret_cast<uintptr_t>(data + bytes) / kPage * kPage;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  };
+  for (const WeightPart& part : weight.parts) {
+    Weight one{.rows = part.rows, .cols = weight.cols, .parts = {part}};
+    const int64_t scales = part.block_scales == nullptr ? 0 : part.rows * weight.cols / 16;
+    drop(part.values, storage_bytes(one) - scales);
+    if (scales > 0) drop(part.block_scales, scales);
+  }
+}
+
+void pack_latent_up(const Weight& w, bool exact, Packer& packer) {
+  CHECK(w.key_rows > 0 && w.key_rows < w.rows, "%s: %ld key rows", w.name.c_str(),
+        long(w.key_rows));
+  const RowRange keys{0, w.key_rows}, values{w.key_rows, w.rows - w.key_rows};
+  PackedWeight& owner = packer.owner();
+  if (!exact && fits_nvfp4_keys(w)) {
+    owner.keys = pack_nvfp4_keys(w, packer);
+  } else {
+    owner.keys = pack_columns(w, keys, packer);
+  }
+  owner.panels = !exact && fits_nvfp4(w, values) ? pack_nvfp4(w, values, packer)
+                                                 : pack_rows(w, values, packer);
+}
+
 }  // namespace
 
-std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool) {
+std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool,
+                                         bool exact) {
   if (weight.use == Use::kTable) return nullptr;
   auto result = std::make_shared<PackedWeight>();
   if (weight.use == Use::kVector) {
@@ -185,10 +194,19 @@ std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, Thr
     decode_row(weight, 0, result->values.data());
     return result;
   }
-  result->panels = pack_rows(weight, arena, pool, *result);
+  Packer packer(arena, pool, *result);
+  const RowRange all{0, weight.rows};
   if (weight.use == Use::kLatentUp) {
-    result->transposed = pack_columns(weight, arena, pool, *result);
+    pack_latent_up(weight, exact, packer);
+  } else if (!exact && fits_nvfp4(weight, all)) {
+    result->panels = pack_nvfp4(weight, all, packer);
+  } else if (!exact && weight.use == Use::kHead) {
+    result->panels = pack_int8(weight, packer);
+    return result;  // whose rows are read again
+  } else {
+    result->panels = pack_rows(weight, all, packer);
   }
+  drop_pages(weight);
   return result;
 }
 

@@ -11,10 +11,21 @@
 //
 //   group  panel 0 line 0 | panel 1 line 0 | panel 2 line 0 | panel 3 line 0 | panel 0 line 1 | ...
 //
-// An odd K is padded by a zero, the last panel by rows of zeros. NVFP4 and FP8 become BF16: a code,
-// times its block scale, has at most 6 significant bits, which BF16 holds exactly; the tensor's
-// FP32 scale multiplies the sum. INT4 (11 bits with a BF16 group scale) and weights with input
-// scales become FP32.
+// NVFP4 panels are not grouped. A panel is the 16 tensor scales (FP32), then blocks of 64 columns:
+//
+//   block  line i = 0..7: a word an output, 8 codes as stored: columns 8i .. 8i + 7, low nibble
+//   first
+//          line 8: 4 x 16 block scales (E4M3), those of columns 0..15 of all outputs first
+//
+// INT8 panels (the head) are not grouped either. A panel is 16 scales (FP32), 16 errors (FP32, see
+// head.h), then lines of 4 columns in the order of InputFormat::kInt16: two columns of all outputs,
+// then two more.
+//
+// K is padded by zeros to a whole line or block, the last panel by rows of zeros. FP8, and NVFP4
+// mixed with other formats, become BF16: a code, times its block scale, has at most 6 significant
+// bits, which BF16 holds exactly; the tensor's FP32 scale multiplies the sum. INT4 (11 bits with a
+// BF16 group scale) and weights with input scales become FP32; but NVFP4 stays, its input scales
+// kept beside it, unless those of two parts meet inside a panel.
 #pragma once
 
 #include <algorithm>
@@ -32,30 +43,35 @@ inline constexpr int kPanelRows = 16;
 inline constexpr int kGroupPanels = 4;
 inline constexpr int kLineBytes = 64;
 
-enum class PanelFormat : uint8_t { kBF16, kF32 };
+inline constexpr int kNvfp4Columns = 64;                 // of a block
+inline constexpr int kNvfp4BlockBytes = 9 * kLineBytes;  // codes and scales
+
+enum class PanelFormat : uint8_t { kBF16, kF32, kNvfp4, kInt8 };
+inline constexpr int kPanelFormats = 4;
 
 // One packed matrix, not owned.
 struct Panels {
   PanelFormat format = PanelFormat::kBF16;
   const uint8_t* data = nullptr;
-  const float* row_scales = nullptr;  // [count() * 16], or null: all 1
+  const float* row_scales = nullptr;  // kBF16: [count() * 16], or null: all 1
   int64_t rows = 0;
   int64_t cols = 0;
   int64_t lines = 0;  // of a panel
+  int64_t group_panels = kGroupPanels;
 
   int64_t count() const { return (rows + kPanelRows - 1) / kPanelRows; }
   int64_t bytes() const { return count() * lines * kLineBytes; }
   // Panels of the group from panel p to the group's end.
   int64_t left_in_group(int64_t p) const {
-    return std::min(count(), p / kGroupPanels * kGroupPanels + kGroupPanels) - p;
+    return std::min(count(), p / group_panels * group_panels + group_panels) - p;
   }
   // Bytes from a line of panel p to its next; the same line of panel p + 1 is kLineBytes away.
   int64_t line_stride(int64_t p) const {
-    const int64_t first = p / kGroupPanels * kGroupPanels;
+    const int64_t first = p / group_panels * group_panels;
     return left_in_group(first) * kLineBytes;
   }
   const uint8_t* panel(int64_t p) const {
-    return data + (p / kGroupPanels * kGroupPanels * lines + p % kGroupPanels) * kLineBytes;
+    return data + (p / group_panels * group_panels * lines + p % group_panels) * kLineBytes;
   }
 };
 
@@ -74,14 +90,40 @@ struct PanelStack {
 
 // What Weight::resident points to.
 struct PackedWeight {
-  PanelStack panels{};          // kLinear, kExperts, kLatentUp
-  PanelStack transposed{};      // kLatentUp: per head [latent, nope + value]; a prefix of K is W_UK
-  std::vector<float> values{};  // kVector
+  PanelStack panels{};  // kLinear, kHead, kExperts; kLatentUp: per head [value, latent]
+  // kLatentUp: per head [latent, nope], the transpose of what makes keys. NVFP4 keeps its block
+  // scales apart, as factors of the input of each panel: [heads][panels][nope]; else null.
+  PanelStack keys{};
+  const uint8_t* key_scales = nullptr;
+  // NVFP4 with factors of the inputs: sets of [cols], and which one a panel's inputs are multiplied
+  // by, [matrices * panels]; both empty where there are none.
+  std::vector<float> input_factors{};
+  std::vector<int32_t> factor_sets{};
+  float largest_norm = 0;                          // INT8: of a row
+  std::vector<float> values{};                     // kVector
   std::vector<std::shared_ptr<uint8_t>> memory{};  // of the stacks
 };
 
-// kTable keeps its rows as they are (resident null).
-std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool);
+// A run of panels of a matrix with the same factors of the inputs.
+struct PanelRun {
+  int64_t last = 0;
+  int set = -1;  // none
+  const float* factors = nullptr;
+};
+
+// The longest run from panel `first` of a matrix on, up to `last`.
+inline PanelRun panel_run(const PackedWeight& w, int64_t matrix, int64_t first, int64_t last) {
+  if (w.factor_sets.empty()) return {.last = last};
+  const int32_t* sets = w.factor_sets.data() + matrix * w.panels.first.count();
+  int64_t end = first + 1;
+  while (end < last && sets[end] == sets[first]) ++end;
+  return {end, sets[first], w.input_factors.data() + sets[first] * w.panels.first.cols};
+}
+
+// kTable keeps its rows as they are (resident null). `exact`: panels of BF16 and F32 only, whose
+// kernels can take FP32 inputs.
+std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool,
+                                         bool exact = false);
 
 // The weight's packed form; CHECKs that it was uploaded.
 const PackedWeight& packed(const Weight& weight);

@@ -27,6 +27,10 @@ void Router::choose(float* scores, const float* bias, const RouterShape& shape, 
   }
   const float scale = shape.scaling / (shape.normalize ? sum + 1e-20f : 1.0f);
   for (int k = 0; k < shape.top_k; ++k) weights[k] *= scale;
+  for (int s = 0; s < shape.num_shared; ++s) {
+    experts[shape.top_k + s] = shape.num_experts + s;
+    weights[shape.top_k + s] = 1;
+  }
 }
 
 void Router::run(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape,
@@ -38,19 +42,22 @@ void Router::run(Tensor x, const Weight& router, const Weight& bias, const Route
   const Panels panels = packed(router).panels.first;
   const Tensor scores(scores_.fit(size_t(x.rows * shape.num_experts)), DType::kF32, x.rows,
                       shape.num_experts);
-  const float* const* x_rows = row_pointers(x, x_rows_);
-  float* const* score_rows = row_pointers(scores, score_rows_);
+  const Kernel& kernel = workers_.exact_kernel(panels.format);
   workers_.run(x.rows > 1 ? x.rows * router.rows * router.cols : 0, [&](int thread) {
     const Share rows = workers_.share(thread, x.rows);
     if (rows.empty()) return;
-    workers_.multiply_exactly(thread, {.w = panels,
-                                       .last_panel = panels.count(),
-                                       .x = x_rows + rows.first,
-                                       .out = score_rows + rows.first,
-                                       .rows = rows.last - rows.first});
+    const int64_t count = rows.last - rows.first;
+    const Tensor mine(x.row<float>(rows.first), x.dtype, count, x.cols, x.stride);
+    workers_.multiply(thread, kernel,
+                      {.w = panels,
+                       .last_panel = panels.count(),
+                       .x = workers_.make_inputs(thread, kernel, mine),
+                       .rows = count,
+                       .out = scores.row<float>(rows.first),
+                       .out_stride = scores.stride});
     for (int64_t t = rows.first; t < rows.last; ++t) {
-      sigmoid_row(score_rows[t], shape.num_experts);
-      choose(score_rows[t], packed(bias).values.data(), shape, out.experts.row<int32_t>(t),
+      sigmoid_row(scores.row<float>(t), shape.num_experts);
+      choose(scores.row<float>(t), packed(bias).values.data(), shape, out.experts.row<int32_t>(t),
              out.weights.row<float>(t));
     }
   });

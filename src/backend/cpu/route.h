@@ -19,8 +19,6 @@ class Router {
 
   Workers& workers_;
   Scratch<float> scores_;  // [T, E]
-  Scratch<const float*> x_rows_;
-  Scratch<float*> score_rows_;
 };
 
 }  // namespace nibble

@@ -7,6 +7,7 @@
 #include "backend/cpu/rows.h"
 
 #include <cmath>
+#include <limits>
 
 #include "hwy/foreach_target.h"  // before simd-inl.h
 // clang-format off
@@ -91,6 +92,50 @@ void add_scaled(const float* x, float factor, int64_t n, float* out) {
   }
 }
 
+float dot(const float* a, const float* b, int64_t n) {
+  FloatVec sum[4] = {zero(), zero(), zero(), zero()};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      sum[j] = hn::MulAdd(load(a + i + j * kLanes), load(b + i + j * kLanes), sum[j]);
+    }
+  }
+  for (; i < n; i += kLanes) {
+    const int64_t rest = n - i;
+    const FloatVec x = rest >= kLanes ? load(a + i) : load_some(a + i, rest);
+    const FloatVec y = rest >= kLanes ? load(b + i) : load_some(b + i, rest);
+    sum[0] = hn::MulAdd(x, y, sum[0]);
+  }
+  return sum_of_lanes(hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3])));
+}
+
+float floor_of(const float* x, const float* errors, int64_t n, float factor, float rest) {
+  FloatVec most = set(-std::numeric_limits<float>::infinity());
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const FloatVec bound = hn::MulAdd(load(errors + i), set(factor), set(rest));
+    most = hn::Max(most, hn::Sub(load(x + i), bound));
+  }
+  float best = max_of_lanes(most);
+  for (; i < n; ++i) best = std::fmax(best, x[i] - (errors[i] * factor + rest));
+  return best;
+}
+
+bool reaches(const float* x, const float* errors, int64_t n, float factor, float rest,
+             float floor) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const FloatVec bound = hn::MulAdd(load(errors + i), set(factor), set(rest));
+    const auto below = hn::Lt(hn::Add(load(x + i), bound), set(floor));
+    if (!hn::AllTrue(Floats(), below)) return true;
+  }
+  for (; i < n; ++i) {
+    if (!(x[i] + (errors[i] * factor + rest) < floor)) return true;
+  }
+  return false;
+}
+
 void sigmoids(float* x, int64_t n) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(sigmoid(load(x + i)), x + i);
@@ -108,6 +153,9 @@ HWY_EXPORT(rms_norm);
 HWY_EXPORT(add_rms_norm);
 HWY_EXPORT(silu_mul);
 HWY_EXPORT(add_scaled);
+HWY_EXPORT(dot);
+HWY_EXPORT(floor_of);
+HWY_EXPORT(reaches);
 HWY_EXPORT(sigmoids);
 
 void add_rms_norm_row(float* x, const float* delta, const float* gain, int64_t n, float eps,
@@ -126,6 +174,19 @@ void silu_mul_row(const float* gate, const float* up, int64_t n, float* out) {
 
 void add_scaled_row(const float* x, float factor, int64_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(add_scaled)(x, factor, n, out);
+}
+
+float dot_rows(const float* a, const float* b, int64_t n) {
+  return HWY_DYNAMIC_DISPATCH(dot)(a, b, n);
+}
+
+float best_floor(const float* x, const float* errors, int64_t n, float factor, float rest) {
+  return HWY_DYNAMIC_DISPATCH(floor_of)(x, errors, n, factor, rest);
+}
+
+bool any_reaches(const float* x, const float* errors, int64_t n, float factor, float rest,
+                 float floor) {
+  return HWY_DYNAMIC_DISPATCH(reaches)(x, errors, n, factor, rest, floor);
 }
 
 void sigmoid_row(float* x, int64_t n) {

@@ -18,6 +18,15 @@ void silu_mul_row(const float* gate, const float* up, int64_t n, float* out);
 // out += factor * x
 void add_scaled_row(const float* x, float factor, int64_t n, float* out);
 
+// The sum of a[i] * b[i].
+float dot_rows(const float* a, const float* b, int64_t n);
+
+// max of x[i] - (errors[i] * factor + rest)
+float best_floor(const float* x, const float* errors, int64_t n, float factor, float rest);
+// Whether any x[i] + (errors[i] * factor + rest) is not below `floor`.
+bool any_reaches(const float* x, const float* errors, int64_t n, float factor, float rest,
+                 float floor);
+
 // x = sigmoid(x)
 void sigmoid_row(float* x, int64_t n);
 

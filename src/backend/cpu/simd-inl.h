@@ -95,6 +95,22 @@ HWY_INLINE FloatVec odd_half(WordVec pair) {
   return hn::BitCast(Floats(), hn::And(pair, hn::Set(Words(), 0xffff0000u)));
 }
 
+// Adds half of the last kept bit's weight, to even.
+template <int kShift>
+HWY_INLINE WordVec round_off(WordVec bits) {
+  const Words words;
+  const WordVec last = hn::And(hn::ShiftRight<kShift>(bits), hn::Set(words, 1u));
+  const WordVec half = hn::Set(words, (1u << (kShift - 1)) - 1);
+  return hn::ShiftRight<kShift>(hn::Add(bits, hn::Add(half, last)));
+}
+
+HWY_INLINE WordVec encode_bf16(FloatVec x) {
+  const Words words;
+  const WordVec bits = hn::BitCast(words, x);
+  const WordVec quiet = hn::Or(hn::ShiftRight<16>(bits), hn::Set(words, 0x40u));
+  return hn::IfThenElse(hn::RebindMask(words, hn::IsNaN(x)), quiet, round_off<16>(bits));
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();

@@ -1,57 +1,90 @@
 #include "backend/cpu/workers.h"
 
-#include "backend/cpu/instruction_sets.h"
-
 namespace nibble {
 namespace {
 
-// The table of products, the best first.
-MultiplyFunction best_multiply() {
-#if defined(__x86_64__)
-  if (has_fast_avx512bf16()) return multiply_bf16_avx512bf16;
-#endif
-  return multiply_f32;
-}
+enum class Want { kWide, kNarrow, kExact };
 
-// A block of rows in FP32 takes this much of the L2 cache; the panels want the rest.
-constexpr int64_t kBlockBytes = 384 << 10;
-constexpr int64_t kRowsOfTiles = 30;  // a multiple of the rows of every kernel's tile
+// The tables of kernels.
+Kernel best_kernel(PanelFormat format, const InstructionSets& sets, Want want) {
+  switch (format) {
+    case PanelFormat::kBF16:
+#if defined(__x86_64__)
+      if (sets.fast_avx512bf16 && want != Want::kExact) {
+        return {.input = InputFormat::kBF16, .multiply = multiply_bf16_avx512bf16};
+      }
+#endif
+      return {.input = InputFormat::kF32, .multiply = multiply_f32};
+    case PanelFormat::kF32:
+      return {.input = InputFormat::kF32, .multiply = multiply_f32};
+    case PanelFormat::kNvfp4:
+#if defined(__x86_64__)
+      if (sets.amx_bf16 && want == Want::kWide) {
+        return {.input = InputFormat::kBF16,
+                .multiply = multiply_nvfp4_amx,
+                .tile_rows = 32,
+                .block_bytes = 1 << 20};
+      }
+      if (sets.avx512vnni)
+        return {.input = InputFormat::kInt16, .multiply = multiply_nvfp4_avx512vnni};
+#endif
+      return {.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
+    case PanelFormat::kInt8:
+      return {.input = InputFormat::kInt16, .multiply = multiply_int8};
+  }
+  return {};
+}
 
 }  // namespace
 
-int64_t rows_per_block(int64_t cols) {
-  const int64_t rows = kBlockBytes / (cols * int64_t(sizeof(float)));
-  if (rows < kRowsOfTiles) return std::max<int64_t>(rows, kRowsOfTiles / 3);
-  return std::min<int64_t>(rows / kRowsOfTiles, 8) * kRowsOfTiles;
-}
-
 Workers::Workers(int threads, bool exact)
-    : pool_(threads > 0 ? threads : num_physical_cores()),
-      multiply_(exact ? multiply_f32 : best_multiply()),
-      pairs_(size_t(pool_.size())) {}
-
-std::string Workers::instruction_set() const {
-  return rounds_inputs() ? "AVX512-BF16" : vector_target_name();
-}
-
-void Workers::multiply_in_blocks(MultiplyFunction function, int thread, const Product& product) {
-  const int64_t block = rows_per_block(product.w.cols);
-  for (int64_t first = 0; first < product.rows; first += block) {
-    Product part = product;
-    part.x += first;
-    part.out += first;
-    part.rows = std::min(block, product.rows - first);
-    function(part, pairs_[size_t(thread)]);
+    : sets_(instruction_sets()),
+      pool_(threads > 0 ? threads : num_physical_cores()),
+      threads_(size_t(pool_.size())) {
+  for (int i = 0; i < kPanelFormats; ++i) {
+    const PanelFormat format = PanelFormat(i);
+    exact_kernels_[i] = best_kernel(format, sets_, Want::kExact);
+    kernels_[i] = exact ? exact_kernels_[i] : best_kernel(format, sets_, Want::kNarrow);
+    wide_kernels_[i] = exact ? exact_kernels_[i] : best_kernel(format, sets_, Want::kWide);
   }
 }
 
-void Workers::multiply(int thread, const Product& product) {
-  const bool f32 = product.w.format == PanelFormat::kF32;
-  multiply_in_blocks(f32 ? multiply_f32 : multiply_, thread, product);
+int64_t Workers::wide_rows() const {
+  for (int i = 0; i < kPanelFormats; ++i) {
+    if (kernels_[i].multiply != wide_kernels_[i].multiply) return kWideRows;
+  }
+  return INT64_MAX;
 }
 
-void Workers::multiply_exactly(int thread, const Product& product) {
-  multiply_in_blocks(multiply_f32, thread, product);
+std::string Workers::instruction_set() const {
+  std::string name = vector_target_name();
+  if (sets_.avx512vnni) name += "-VNNI";
+  if (sets_.fast_avx512bf16) name += "-BF16";
+  if (sets_.amx_bf16) name += ", AMX";
+  return name;
+}
+
+InputRows Workers::make_inputs(int thread, const Kernel& kernel, Tensor x, const float* factors) {
+  if (kernel.input == InputFormat::kF32) {
+    return {static_cast<const uint8_t*>(x.data), x.stride * int64_t(sizeof(float))};
+  }
+  const int64_t bytes = input_row_bytes(kernel.input, x.cols);
+  uint8_t* memory = input_memory(thread, x.rows * bytes);
+  for (int64_t r = 0; r < x.rows; ++r) {
+    make_input_row(kernel.input, x.row<float>(r), factors, x.cols, memory + r * bytes);
+  }
+  return {memory, bytes};
+}
+
+void Workers::multiply(int thread, const Kernel& kernel, const Product& product) {
+  const int64_t block = kernel.block_rows(product.w.cols);
+  for (int64_t first = 0; first < product.rows; first += block) {
+    Product part = product;
+    part.x.data += first * product.x.stride_bytes;
+    part.out += first * product.out_stride;
+    part.rows = std::min(block, product.rows - first);
+    kernel.multiply(part, threads_[size_t(thread)].kernel);
+  }
 }
 
 }  // namespace nibble

@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "backend/cpu/instruction_sets.h"
 #include "backend/cpu/multiply.h"
+#include "base/tensor.h"
 #include "base/thread_pool.h"
 
 namespace nibble {
@@ -19,17 +21,27 @@ struct Share {
   bool empty() const { return first >= last; }
 };
 
+// A product of so many rows is worth decoding its panels for.
+inline constexpr int64_t kWideRows = 24;
+
 class Workers {
  public:
-  // 0 threads: the machine's physical cores. `exact`: multiply() is multiply_exactly().
-  Workers(int threads, bool exact);
+  // 0 threads: the machine's physical cores. `exact`: never rounds inputs.
+  explicit Workers(int threads, bool exact = false);
 
   int size() const { return pool_.size(); }
   ThreadPool& pool() { return pool_; }
-  // The instruction set of multiply().
+  // The instruction sets of products.
   std::string instruction_set() const;
-  // Whether multiply() rounds its inputs to BF16.
-  bool rounds_inputs() const { return multiply_ != multiply_f32; }
+
+  // The best kernel for a product of `rows` rows and panels of this format.
+  const Kernel& kernel(PanelFormat format, int64_t rows) const {
+    return rows < kWideRows ? kernels_[size_t(format)] : wide_kernels_[size_t(format)];
+  }
+  // Backend::wide_rows
+  int64_t wide_rows() const;
+  // The most exact one: never rounds to BF16.
+  const Kernel& exact_kernel(PanelFormat format) const { return exact_kernels_[size_t(format)]; }
 
   // Thread `thread`'s share of `count` items. Items of a group of `unit` stay together.
   Share share(int thread, int64_t count, int64_t unit = 1) const {
@@ -37,11 +49,17 @@ class Workers {
     return {units * thread / size() * unit, std::min(count, units * (thread + 1) / size() * unit)};
   }
 
+  // Memory of thread `thread` for input rows, kept until it is asked for again.
+  uint8_t* input_memory(int thread, int64_t bytes, int slot = 0) {
+    return threads_[size_t(thread)].inputs[slot].fit(size_t(bytes));
+  }
+  // The rows of `x` as the kernel reads them, made by the calling thread, which is number `thread`,
+  // in its input memory; x itself where that is what the kernel reads.
+  InputRows make_inputs(int thread, const Kernel& kernel, Tensor x, const float* factors = nullptr);
+
   // Computes the product on the calling thread, which is number `thread`; rows in blocks that the
   // cache holds.
-  void multiply(int thread, const Product& product);
-  // The same, never rounding inputs.
-  void multiply_exactly(int thread, const Product& product);
+  void multiply(int thread, const Kernel& kernel, const Product& product);
 
   // Runs body(thread) on all threads, or on the caller alone when there is little to do: `work` is
   // about the number of multiply-adds.
@@ -57,11 +75,16 @@ class Workers {
  private:
   static constexpr int64_t kWorthSharing = 24 << 10;  // about a microsecond of one core
 
-  void multiply_in_blocks(MultiplyFunction function, int thread, const Product& product);
+  struct Thread {
+    Scratch<uint8_t> inputs[2]{}, kernel{};
+  };
 
+  InstructionSets sets_;
+  Kernel kernels_[kPanelFormats];
+  Kernel wide_kernels_[kPanelFormats];
+  Kernel exact_kernels_[kPanelFormats];
   ThreadPool pool_;
-  MultiplyFunction multiply_;
-  std::vector<Scratch<uint32_t>> pairs_;
+  std::vector<Thread> threads_;
 };
 
 }  // namespace nibble

@@ -7,12 +7,13 @@
 #include "backend/cuda/machine_limits.h"
 #include "backend/cuda/mla.h"
 #include "backend/cuda/route.h"
-#include "backend/cuda/rows.h"
 
 namespace nibble {
 namespace {
 
+constexpr int64_t kPlentyBytes = int64_t(24) << 30;
 constexpr size_t kReadBufferBytes = 256 << 10;
+constexpr int kMostRecordedRows = 64;  // the kernels of more take longer than launching them
 
 }  // namespace
 
@@ -29,6 +30,13 @@ CudaBackend::~CudaBackend() {
 }
 
 cuda::Context CudaBackend::context() {
+  const cuda::Context context = context_as_is();
+  if (norm_) cuda::add_rms_norm(context, *norm_);
+  norm_.reset();
+  return context;
+}
+
+cuda::Context CudaBackend::context_as_is() {
   device_.make_current();
   return {.device = device_, .stream = stream_, .workspace = workspace_, .step = step_.view()};
 }
@@ -37,6 +45,19 @@ std::string CudaBackend::description() const {
   return "cuda:" + std::to_string(device_.index) + ": " + device_.name + ", " +
          std::to_string(device_.memory_bytes >> 20) + " MiB, compute capability " +
          std::to_string(device_.arch / 10) + "." + std::to_string(device_.arch % 10);
+}
+
+MemoryState CudaBackend::memory() const {
+  device_.make_current();
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return {.total_bytes = int64_t(total), .free_bytes = int64_t(free)};
+}
+
+bool CudaBackend::is_short_of_memory() const {
+  const int64_t bytes =
+      options_.memory_bytes > 0 ? options_.memory_bytes : int64_t(device_.memory_bytes);
+  return bytes < kPlentyBytes;
 }
 
 MachineLimits CudaBackend::measure_limits() {
@@ -53,10 +74,11 @@ void* CudaBackend::allocate(size_t bytes) {
 }
 
 void CudaBackend::free(void* memory) {
-  device_.make_current();
   if (memory == nullptr) return;
-  CUDA_CHECK(cudaStreamSynchronize(stream_));
-  replay_.clear();  // a record may hold its address
+  if (cudaStreamSynchronize(stream_) != cudaSuccess) norm_.reset();
+  context();
+  cudaStreamSynchronize(stream_);  // on a lost card, too, memory is given back
+  replay_.clear();                 // a record may hold its address
   CHECK(allocations_.erase(memory) == 1, "not this backend's memory");
 }
 
@@ -81,6 +103,7 @@ Weight CudaBackend::upload(const Weight& host) {
   Weight uploaded = host;
   switch (host.use) {
     case Use::kLinear:
+    case Use::kHead:
       uploaded.resident = cuda::upload_linear(to, host);
       break;
     case Use::kExperts:
@@ -90,9 +113,11 @@ Weight CudaBackend::upload(const Weight& host) {
       uploaded.resident = cuda::upload_latent_up(to, host);
       break;
     case Use::kTable:
-      uploaded.resident = cuda::upload_table(to, host, options_.table_on_host);
+      uploaded.resident = cuda::upload_table(to, host, is_short_of_memory());
       break;
     case Use::kRouter:
+      uploaded.resident = cuda::upload_router(to, host);
+      break;
     case Use::kVector:
       uploaded.resident = cuda::upload_rows(to, host);
       break;
@@ -105,12 +130,17 @@ void CudaBackend::begin_step(const Batch& batch) {
 }
 
 void CudaBackend::replay(uint64_t key, const std::function<void()>& step) {
-  if (key == 0) return step();
+  const auto whole_step = [&] {
+    step();
+    context();
+  };
+  context();
+  if (key == 0 || step_.view().rows > kMostRecordedRows) return whole_step();
   const int generation = step_.generation() + workspace_.generation();
   if (generation != recorded_generation_) replay_.clear();
   recorded_generation_ = generation;
   const uint64_t bound = uint64_t(step_.view().length_bound);
-  replay_.run(key * 0x9e3779b97f4a7c15u ^ bound, context().stream, step);
+  replay_.run(key * 0x9e3779b97f4a7c15u ^ bound, context().stream, whole_step);
 }
 
 void CudaBackend::embed(const Weight& table, const Batch&, Tensor out) {
@@ -118,7 +148,8 @@ void CudaBackend::embed(const Weight& table, const Batch&, Tensor out) {
 }
 
 void CudaBackend::add_rms_norm(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) {
-  cuda::add_rms_norm(context(), x, delta, gain, eps, out);
+  context();
+  norm_ = cuda::norm_of(x, delta, gain, eps, out);
 }
 
 void CudaBackend::gather_rows(Tensor x, const Batch&, Tensor out) {
@@ -138,13 +169,17 @@ void CudaBackend::mla_store(Tensor kv, const Weight& gain, const MlaShape& shape
   cuda::mla_store(context(), kv, gain, shape, cache);
 }
 
-void CudaBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape, const Batch&,
-                                const KvLayer& cache, Tensor out) {
-  cuda::mla_attention(context(), q, kv_b, shape, cache, out);
+void CudaBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
+                                const Batch& batch, const KvLayer& cache, Tensor out) {
+  cuda::mla_attention(context(), q, kv_b, shape, batch, cache, out);
 }
 
 void CudaBackend::route(Tensor x, const Weight& router, const Weight& bias,
                         const RouterShape& shape, Routing out) {
+  if (norm_ && norm_->out.data == x.data && cuda::can_route_with(*norm_)) {
+    cuda::norm_and_route(context_as_is(), *norm_, router, bias, shape, out);
+    return norm_.reset();
+  }
   cuda::route(context(), x, router, bias, shape, out);
 }
 

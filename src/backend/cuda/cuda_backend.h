@@ -5,11 +5,13 @@
 // logits are FP32.
 #pragma once
 
+#include <optional>
 #include <unordered_map>
 
 #include "backend/backend.h"
 #include "backend/cuda/launch.h"
 #include "backend/cuda/replay.h"
+#include "backend/cuda/rows.h"
 #include "backend/cuda/sample.h"
 
 namespace nibble {
@@ -18,7 +20,9 @@ class CudaBackend : public Backend {
  public:
   struct Options {
     int device = 0;
-    bool table_on_host = false;  // the embedding in pinned host memory
+    // What the process may take of the card; 0: all. With little of it the embedding stays in
+    // pinned host memory.
+    int64_t memory_bytes = 0;
   };
   // Throws Error when the card cannot be used.
   explicit CudaBackend(const Options& options);
@@ -26,8 +30,10 @@ class CudaBackend : public Backend {
 
   std::string description() const override;
   MachineLimits measure_limits() override;
+  MemoryState memory() const override;
+  bool is_card() const override { return true; }
   DType activation_dtype() const override { return DType::kBF16; }
-  DType product_input_dtype() const override { return DType::kBF16; }
+  DType product_input_dtype(Format) const override { return DType::kBF16; }
 
   void* allocate(size_t bytes) override;
   void free(void* memory) override;
@@ -54,7 +60,10 @@ class CudaBackend : public Backend {
   void sample(Tensor logits, const SampleBatch& rows, SampleResult out) override;
 
  private:
-  cuda::Context context();  // makes the card the calling thread's, too
+  bool is_short_of_memory() const;
+  // Launches what is held back, and makes the card the calling thread's.
+  cuda::Context context();
+  cuda::Context context_as_is();
 
   const Options options_;
   const cuda::Device device_;
@@ -63,6 +72,8 @@ class CudaBackend : public Backend {
   cuda::Workspace workspace_;
   cuda::StepArrays step_;
   cuda::Replay replay_;
+  // Held back until the next operation, which may take it into its own kernel.
+  std::optional<cuda::Norm> norm_;
   int recorded_generation_ = 0;
   cuda::Sampler sampler_;
   cuda::PinnedMemory read_buffer_;

@@ -28,6 +28,25 @@ std::string reason_of(cudaError_t error) {
   return cudaGetErrorString(error);
 }
 
+int count_devices(std::string* reason) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess && count > 0) return count;
+  *reason = reason_of(error == cudaSuccess ? cudaErrorNoDevice : error);
+  return 0;
+}
+
+int arch_of(int index) {
+  int major = 0, minor = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+  CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
+  return major * 10 + minor;
+}
+
+std::string arch_text(int arch) {
+  return std::to_string(arch / 10) + "." + std::to_string(arch % 10);
+}
+
 }  // namespace
 
 void call_failed(cudaError_t error, const char* call, const char* file, int line) {
@@ -36,12 +55,16 @@ void call_failed(cudaError_t error, const char* call, const char* file, int line
               " at " + where);
 }
 
-int count_devices(std::string* reason) {
-  int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error == cudaSuccess && count > 0) return count;
-  if (reason != nullptr) *reason = reason_of(error == cudaSuccess ? cudaErrorNoDevice : error);
-  return 0;
+std::optional<int> first_usable_device(std::string* reason) {
+  if (driver_version() == 0) return std::nullopt;
+  std::string why;
+  const int count = count_devices(&why);
+  for (int index = 0; index < count; ++index) {
+    if (arch_of(index) >= kOldestArch) return index;
+    why = "its GPUs have compute capability " + arch_text(arch_of(index)) + " and 8.0 is needed";
+  }
+  if (reason != nullptr) *reason = why;
+  return std::nullopt;
 }
 
 void Device::make_current() const {
@@ -72,8 +95,7 @@ Device open_device(int index) {
                 .shared_bytes = properties.sharedMemPerBlockOptin,
                 .cache_bytes = size_t(properties.l2CacheSize)};
   if (device.arch < kOldestArch) {
-    throw Error(flag + ": " + device.name + " has compute capability " +
-                std::to_string(properties.major) + "." + std::to_string(properties.minor) +
+    throw Error(flag + ": " + device.name + " has compute capability " + arch_text(device.arch) +
                 "; 8.0 (Ampere) or newer is needed, or --device cpu");
   }
   device.make_current();

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <optional>
 #include <string>
 
 namespace nibble::cuda {
@@ -35,8 +36,9 @@ struct Device {
   void make_current() const;
 };
 
-// Cards that the driver shows; 0 without a driver. `reason`, where given, says why there are none.
-int count_devices(std::string* reason = nullptr);
+// The first card that open_device() takes. Where a card or a driver is there and is of no use,
+// `reason` says why; else it stays as it is.
+std::optional<int> first_usable_device(std::string* reason = nullptr);
 
 // Sets up card `index` with a small stack of its threads, which saves the context 200 MB. Throws
 // Error for a card that is not there, a driver that is too old, an architecture without kernels.

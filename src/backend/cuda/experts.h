@@ -1,4 +1,4 @@
-// experts: the routed experts' products, and the layout of their matrices on the card.
+// experts: the routed experts' products.
 #pragma once
 
 #include <memory>
@@ -13,8 +13,8 @@ namespace nibble::cuda {
 std::shared_ptr<const void> upload_experts(const Uploads& to, const Weight& host);
 
 // out[t] = sum over k of weights[t, k] * down[e] silu_mul(gate_up[e] x[t]), e = experts[t, k]
-// x [T, D] and out [T, D] BF16. The routing is read on the card. The inner value is rounded to
-// BF16, sums are FP32.
+// x [T, D] BF16 or F32 (rounded to BF16 first), out [T, D] BF16 or F32. The routing is read on the
+// card.
 void experts(const Context& context, Tensor x, const Routing& routing, const Weight& gate_up,
              const Weight& down, Tensor out);
 

@@ -1,3 +1,10 @@
+option(NIBBLE_CUDA_NEEDED "Fail where there is no compiler for CUDA" OFF)
+if(NIBBLE_CUDA_NEEDED)
+  set(without FATAL_ERROR)
+else()
+  set(without STATUS)
+endif()
+
 # Sets NIBBLE_CUDA where nvcc 12.8 or newer is found: CUDA_HOME, build/cuda (made by `make cuda`), the
 # PATH, /usr/local/cuda. Says why where it is not.
 find_program(NIBBLE_NVCC nvcc
@@ -6,13 +13,13 @@ find_program(NIBBLE_NVCC nvcc
   DOC "The compiler for CUDA")
 set(NIBBLE_CUDA OFF)
 if(NOT NIBBLE_NVCC)
-  message(STATUS "CUDA: no nvcc, so the build is for the CPU alone (make cuda fetches one)")
+  message(${without} "CUDA: no nvcc, so the build is for the CPU alone (make cuda fetches one)")
   return()
 endif()
 execute_process(COMMAND ${NIBBLE_NVCC} --version OUTPUT_VARIABLE nvcc_version)
 string(REGEX REPLACE ".*release ([0-9]+\\.[0-9]+).*" "\\1" nvcc_version "${nvcc_version}")
 if(nvcc_version VERSION_LESS 12.8)
-  message(STATUS "CUDA: ${NIBBLE_NVCC} is ${nvcc_version} and 12.8 is needed, so the build is for the "
+  message(${without} "CUDA: ${NIBBLE_NVCC} is ${nvcc_version} and 12.8 is needed, so the build is for the "
     "CPU alone (make cuda fetches a newer one)")
   return()
 endif()

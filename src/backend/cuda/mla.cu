@@ -1,179 +1,143 @@
-// Attention as backend.h spells it, absorbed: a block a row and head, queries brought into the
-// latent space, a running softmax over the cached records.
-#include <cuda_fp8.h>
+#include <algorithm>
+#include <utility>
+#include <vector>
 
-#include "backend/cuda/dtypes.h"
 #include "backend/cuda/mla.h"
-#include "backend/cuda/ptx.cuh"
-#include "backend/cuda/rope.cuh"
-#include "backend/cuda/tile.cuh"
+#include "backend/cuda/mla_stages.h"
+#include "base/numbers.h"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kTile = 64;  // records whose scores are taken at once
+// Rows whose partial outputs exceed this are attended to in several passes.
+constexpr size_t kPartialBytes = size_t(64) << 20;
 
-struct Records {
-  char* data;
-  KvFormat format;
-  int page_size, width;
-  int64_t record_bytes, page_bytes;
+template <typename T>
+T* copy_to_card(const Uploads& to, const std::vector<T>& values) {
+  T* const data = static_cast<T*>(to.arena.allocate(values.size() * sizeof(T)));
+  CUDA_CHECK(cudaMemcpyAsync(data, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice,
+                             to.stream));
+  CUDA_CHECK(cudaStreamSynchronize(to.stream));
+  return data;
+}
 
-  explicit Records(const KvLayer& cache)
-      : data(static_cast<char*>(cache.data)),
-        format(cache.format),
-        page_size(cache.page_size),
-        width(cache.width),
-        record_bytes(kv_value_bytes(cache)),
-        page_bytes(kv_page_bytes(cache)) {
-    CHECK(kv_scale_bytes(cache) == 0, "a cache with scales");
-  }
-
-  __device__ char* at(const int32_t* pages, int position) const {
-    return data + pages[position / page_size] * page_bytes + position % page_size * record_bytes;
-  }
-  __device__ float load(const char* record, int i) const {
-    if (format == KvFormat::kF32) return reinterpret_cast<const float*>(record)[i];
-    if (format == KvFormat::kBF16) return to_float(reinterpret_cast<const bf16*>(record)[i]);
-    return float(reinterpret_cast<const __nv_fp8_e4m3*>(record)[i]);
-  }
-  __device__ void store(char* record, int i, float value) const {
-    if (format == KvFormat::kF32) {
-      reinterpret_cast<float*>(record)[i] = value;
-    } else if (format == KvFormat::kBF16) {
-      reinterpret_cast<bf16*>(record)[i] = from_float<bf16>(value);
-    } else {
-      reinterpret_cast<__nv_fp8_e4m3*>(record)[i] = __nv_fp8_e4m3(value);
-    }
-  }
-};
-
-template <typename In>
-__global__ void store_kernel(Matrix<In> kv, const float* gain, int latent, float eps, Rope rope,
-                             StepView step, Records records) {
-  __shared__ float shared[kWarp];
-  wait_for_predecessor();
-  let_successor_begin();
-  const int t = blockIdx.x;
-  const int position = step.positions[t];
-  const In* row = kv.row(t);
-  float square = 0;
-  for (int i = threadIdx.x; i < latent; i += kThreads)
-    square += to_float(row[i]) * to_float(row[i]);
-  const float scale = 1.0f / sqrtf(block_sum(square, shared) / float(latent) + eps);
-  const Segment segment = step.segments[step.row_segment[t]];
-  char* record = records.at(step.pages + segment.first_page, position);
-  for (int i = threadIdx.x; i < latent; i += kThreads) {
-    records.store(record, i, to_float(row[i]) * scale * gain[i]);
-  }
-  for (int i = threadIdx.x; i < rope.dim / 2; i += kThreads) {
-    const float2 pair =
-        rotate(rope, position, i, to_float(row[latent + 2 * i]), to_float(row[latent + 2 * i + 1]));
-    records.store(record, latent + 2 * i, pair.x);
-    records.store(record, latent + 2 * i + 1, pair.y);
+void attend_absorbed(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
+                     RowRange rows, const KvLayer& cache, Tensor out) {
+  const int splits = most_splits(context.step.length_bound);
+  const size_t query_bytes = size_t(shape.heads) * kRecord * sizeof(uint16_t);
+  const size_t value_bytes = size_t(shape.heads) * size_t(splits) * kLatent * sizeof(__half);
+  const size_t log_bytes = size_t(shape.heads) * size_t(splits) * sizeof(float);
+  const int most = int(std::max<size_t>(8, kPartialBytes / (value_bytes + log_bytes)));
+  const int at_once = std::min(most, rows.count);
+  char* memory =
+      context.workspace.fit_as<char>(size_t(at_once) * (query_bytes + value_bytes + log_bytes));
+  const LatentQueries queries{.data = memory, .format = cache.format};
+  memory += size_t(at_once) * query_bytes;
+  const Partials partials{
+      .values = reinterpret_cast<__half*>(memory),
+      .log_sums = reinterpret_cast<float*>(memory + size_t(at_once) * value_bytes),
+      .max_splits = splits};
+  for (int first = 0; first < rows.count; first += at_once) {
+    const RowRange pass{rows.first + first, std::min(at_once, rows.count - first)};
+    absorb_queries(context, q, kv_b, shape, pass, queries);
+    attend_splits(context, queries, shape, pass, cache, partials);
+    join_splits(context, partials, kv_b, shape, pass, queries.data, out);
   }
 }
 
-struct Head {
-  int nope, rope, value, latent, rows;  // rows of kv_b a head
-};
-
-// Shared: query [latent + rope], scores [kTile], sums.
-template <typename T>
-__global__ void attention_kernel(Matrix<T> q, const float* kv_b, Head s, Rope rope, float scale,
-                                 StepView step, Records records, Matrix<T> out) {
-  extern __shared__ float shared[];
-  float* query = shared;
-  float* scores = query + s.latent + s.rope;
-  float* latent = scores + kTile;
-  wait_for_predecessor();
-  let_successor_begin();
-  const int t = blockIdx.x, head = blockIdx.y, position = step.positions[t];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const T* q_row = q.row(t) + head * (s.nope + s.rope);
-  const float* w_uk = kv_b + int64_t(head) * s.rows * s.latent;
-  const float* w_uv = w_uk + int64_t(s.nope) * s.latent;
-  for (int c = threadIdx.x; c < s.latent; c += kThreads) {
-    float sum = 0;
-    for (int d = 0; d < s.nope; ++d) sum += to_float(q_row[d]) * w_uk[int64_t(d) * s.latent + c];
-    query[c] = sum;
-  }
-  for (int i = threadIdx.x; i < s.rope / 2; i += kThreads) {
-    const float2 pair = rotate(rope, position, i, to_float(q_row[s.nope + 2 * i]),
-                               to_float(q_row[s.nope + 2 * i + 1]));
-    query[s.latent + 2 * i] = pair.x;
-    query[s.latent + 2 * i + 1] = pair.y;
-  }
-  for (int c = threadIdx.x; c < s.latent; c += kThreads) latent[c] = 0;
-  const int32_t* pages = step.pages + step.segments[step.row_segment[t]].first_page;
-  float best = -INFINITY, total = 0;
-  for (int first = 0; first <= position; first += kTile) {
-    const int count = min(kTile, position + 1 - first);
-    __syncthreads();
-    for (int j = warp; j < count; j += kThreads / kWarp) {
-      const char* record = records.at(pages, first + j);
-      float sum = 0;
-      for (int c = lane; c < s.latent + s.rope; c += kWarp)
-        sum += query[c] * records.load(record, c);
-      sum = warp_sum(sum);
-      if (lane == 0) scores[j] = sum * scale;
-    }
-    __syncthreads();
-    float top = best;
-    for (int j = 0; j < count; ++j) top = fmaxf(top, scores[j]);
-    const float shrink = expf(best - top);
-    best = top;
-    total *= shrink;
-    for (int j = 0; j < count; ++j) total += expf(scores[j] - best);
-    for (int c = threadIdx.x; c < s.latent; c += kThreads) {
-      float sum = latent[c] * shrink;
-      for (int j = 0; j < count; ++j) {
-        sum += expf(scores[j] - best) * records.load(records.at(pages, first + j), c);
-      }
-      latent[c] = sum;
-    }
-  }
-  __syncthreads();
-  for (int d = warp; d < s.value; d += kThreads / kWarp) {
-    float sum = 0;
-    for (int c = lane; c < s.latent; c += kWarp) sum += latent[c] * w_uv[int64_t(d) * s.latent + c];
-    sum = warp_sum(sum);
-    if (lane == 0) out.row(t)[head * s.value + d] = from_float<T>(sum / total);
+void attend_expanded(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
+                     const Segment& segment, const KvLayer& cache, Tensor out) {
+  const RowRange rows{segment.first_row, segment.num_rows};
+  const int length = segment.context + segment.num_rows;
+  const size_t heads = size_t(shape.heads), slab_rows = size_t(std::min(length, kSlab));
+  const bool is_packed = kv_b.format == KvFormat::kNvfp4, carries = length > kSlab;
+  const size_t pairs = size_t(rows.count) * heads;
+  const size_t query_bytes = pairs * kQuery * sizeof(bf16);
+  const size_t up_bytes = is_packed ? heads * kUpRows * kLatent * sizeof(bf16) : 0;
+  const size_t record_bytes = slab_rows * kRecord * sizeof(bf16);
+  const size_t slab_bytes = slab_rows * heads * kUpRows * sizeof(bf16);
+  const size_t carry_bytes = carries ? pairs * kValue * sizeof(float) : 0;
+  const size_t sum_bytes = carries ? pairs * sizeof(float2) : 0;
+  char* memory = context.workspace.fit_as<char>(query_bytes + up_bytes + record_bytes + slab_bytes +
+                                                carry_bytes + sum_bytes);
+  const auto take = [&](size_t bytes) { return std::exchange(memory, memory + bytes); };
+  bf16* const queries = reinterpret_cast<bf16*>(take(query_bytes));
+  bf16* const unpacked = reinterpret_cast<bf16*>(take(up_bytes));
+  const Expanded slab{.records = reinterpret_cast<bf16*>(take(record_bytes)),
+                      .keys_values = reinterpret_cast<bf16*>(take(slab_bytes))};
+  const Carry carry{.values = reinterpret_cast<float*>(take(carry_bytes)),
+                    .sums = reinterpret_cast<float2*>(take(sum_bytes))};
+  turn_queries(context, q, shape, rows, queries);
+  if (is_packed) unpack_up(context, kv_b, unpacked);
+  const bf16* up = is_packed ? unpacked : reinterpret_cast<const bf16*>(kv_b.values);
+  const int32_t* pages = context.step.pages + segment.first_page;
+  for (int first = 0; first < length; first += kSlab) {
+    const SlabRange range{
+        .first = first, .count = std::min(kSlab, length - first), .context = segment.context};
+    expand_records(context, cache, pages, first, range.count, kv_b, up, slab);
+    attend_slab(context, queries, slab, range, shape, rows, carry, out);
   }
 }
 
 }  // namespace
 
 std::shared_ptr<const void> upload_latent_up(const Uploads& to, const Weight& host) {
-  return upload_rows(to, host);
-}
-
-void mla_store(const Context& context, Tensor kv, const Weight& gain, const MlaShape& shape,
-               const KvLayer& cache) {
-  const Rope rope = rope_of(shape.rope_dim, shape.rope_theta);
-  with_activation(kv.dtype, [&]<typename In>(In) {
-    launch(context, {.blocks = {unsigned(kv.rows)}, .threads = kThreads}, store_kernel<In>,
-           Matrix<In>(kv), resident_as<DeviceRows>(gain).data, shape.latent_dim, shape.norm_eps,
-           rope, context.step, Records(cache));
+  CHECK(host.rows == kUpRows && host.cols == kLatent, "%s", host.name.c_str());
+  LatentUp up{.heads = int(host.count)};
+  const bool is_nvfp4 = std::ranges::all_of(host.parts, [](const WeightPart& part) {
+    return part.format == Format::kNvfp4 && part.input_scales == nullptr;
   });
+  std::vector<uint8_t> values, block_scales;
+  std::vector<float> row_scales, row(kLatent);
+  if (is_nvfp4) {
+    for (const WeightPart& part : host.parts) {
+      values.insert(values.end(), part.values, part.values + part.rows * kLatent / 2);
+      block_scales.insert(block_scales.end(), part.block_scales,
+                          part.block_scales + part.rows * kLatent / 16);
+      row_scales.insert(row_scales.end(), size_t(part.rows),
+                        part.global_scale / host.parts[0].global_scale);
+    }
+    up.format = KvFormat::kNvfp4;
+    up.block_scales = copy_to_card(to, block_scales);
+    up.row_scales = copy_to_card(to, row_scales);
+    up.scale = host.parts[0].global_scale;
+  } else {
+    for (int64_t r = 0; r < host.total_rows(); ++r) {
+      decode_row(host, r, row.data());
+      for (const float value : row) {
+        const uint16_t bits = float_to_bf16(value);
+        values.push_back(uint8_t(bits));
+        values.push_back(uint8_t(bits >> 8));
+      }
+    }
+  }
+  up.values = copy_to_card(to, values);
+  return std::make_shared<LatentUp>(up);
 }
 
 void mla_attention(const Context& context, Tensor q, const Weight& kv_b, const MlaShape& shape,
-                   const KvLayer& cache, Tensor out) {
-  CHECK(q.dtype == out.dtype);
-  const Rope rope = rope_of(shape.rope_dim, shape.rope_theta);
-  const Head head{shape.nope_dim, shape.rope_dim, shape.value_dim, shape.latent_dim,
-                  int(kv_b.rows)};
-  const Grid grid{
-      .blocks = {unsigned(q.rows), unsigned(shape.heads)},
-      .threads = kThreads,
-      .shared_bytes = size_t(2 * shape.latent_dim + shape.rope_dim + kTile) * sizeof(float)};
-  with_activation(q.dtype, [&]<typename T>(T) {
-    launch(context, grid, attention_kernel<T>, Matrix<T>(q), resident_as<DeviceRows>(kv_b).data,
-           head, rope, 1.0f / std::sqrt(float(shape.query_dim())), context.step, Records(cache),
-           Matrix<T>(out));
-  });
+                   const Batch& batch, const KvLayer& cache, Tensor out) {
+  CHECK(shape.nope_dim == kNope && shape.rope_dim == kRope && shape.value_dim == kValue &&
+            shape.latent_dim == kLatent,
+        "heads of %d + %d, %d over a latent of %d", shape.nope_dim, shape.rope_dim, shape.value_dim,
+        shape.latent_dim);
+  const LatentUp& up = resident_as<LatentUp>(kv_b);
+  RowRange absorbed;  // the last of them, grown while segments follow each other
+  const auto attend = [&] {
+    if (absorbed.count > 0) attend_absorbed(context, q, up, shape, absorbed, cache, out);
+    absorbed.count = 0;
+  };
+  for (const Segment& segment : batch.segments) {
+    if (segment.num_rows == 0) continue;
+    if (segment.expanded) {
+      attend();
+      attend_expanded(context, q, up, shape, segment, cache, out);
+    } else {
+      if (absorbed.count == 0) absorbed.first = segment.first_row;
+      absorbed.count += segment.num_rows;
+    }
+  }
+  attend();
 }
 
 }  // namespace nibble::cuda

@@ -1,4 +1,12 @@
 // Multi-head latent attention over the paged latent cache, and the layout of kv_b on the card.
+//
+// Rows of segments that are not `expanded` are computed absorbed: queries and outputs pass through
+// kv_b, keys and values are the cached latents (mla_absorb.cu, mla_split.cu). Segments that are
+// `expanded` bring the records through kv_b first, slab by slab, and attend to whole keys and
+// values (mla_expand.cu, mla_prefill.cu). A row's bits depend on its position, on the records up to
+// it and on that flag, not on the other rows of its segment or of the batch.
+//
+// Shapes: nope 192, rope 64, value 256, latent 512 (GLM-4.7-Flash), any number of heads.
 #pragma once
 
 #include <memory>
@@ -9,17 +17,18 @@
 
 namespace nibble::cuda {
 
-// Use::kLatentUp: kv_b.
+// Use::kLatentUp: NVFP4 as it is, all else as BF16; row-major.
 std::shared_ptr<const void> upload_latent_up(const Uploads& to, const Weight& host);
 
-// Segments, positions and pages are those of context.step. kv [T, latent + rope] BF16; the gain as
+// Positions and pages are those of context.step. kv [T, latent + rope] BF16 or F32; the gain as
 // upload_rows() leaves it.
 void mla_store(const Context& context, Tensor kv, const Weight& gain, const MlaShape& shape,
                const KvLayer& cache);
 
-// q [T, heads * query_dim], out [T, heads * value_dim], BF16. Grids depend on the sizes in
-// context.step alone, so that a recorded step holds for other contexts within length_bound.
+// q [T, heads * query_dim], out [T, heads * value_dim], BF16 or F32. `batch` is that of
+// context.step. Where every segment is one row that is not expanded, grids depend on sizes in
+// context.step alone, so that a recorded step holds for all contexts within its length_bound.
 void mla_attention(const Context& context, Tensor q, const Weight& kv_b, const MlaShape& shape,
-                   const KvLayer& cache, Tensor out);
+                   const Batch& batch, const KvLayer& cache, Tensor out);
 
 }  // namespace nibble::cuda

@@ -5,7 +5,7 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr size_t kMaxRecords = 128;  // about 1 MiB each
+constexpr size_t kMaxRecords = 32;  // of about 1 MiB
 
 }  // namespace
 

@@ -1,7 +1,9 @@
-// A block a row. Bound by the launch at the sizes of one token, by memory at those of a prefill.
+// A block or a warp a row. Bound by the launch at the sizes of one token, by memory at those of a
+// prefill.
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cuda/columns.cuh"
 #include "backend/cuda/dtypes.h"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/rows.h"
@@ -27,46 +29,48 @@ __global__ void embed_kernel(const In* table, StepView step, Matrix<float> out) 
   for (int64_t i = threadIdx.x; i < out.cols; i += kThreads) out.row(t)[i] = to_float(row[i]);
 }
 
-// Values a thread keeps in registers; rows wider than kThreads times this are read again.
-constexpr int kKept = 8;
+constexpr int kNormWarps = 4;  // rows a block
 
-template <typename X, typename Delta, typename Out>
-__global__ void __launch_bounds__(kThreads)
-    add_rms_norm_kernel(Matrix<X> x, Matrix<const Delta> delta, const float* gain, float eps,
-                        Matrix<Out> out) {
-  __shared__ float shared[kWarp];
+// Loads come first, all of them: a load does not pass a store that may be to the same place.
+template <typename X>
+__global__ void __launch_bounds__(kNormWarps* kWarp)
+    add_rms_norm_kernel(Matrix<X> x, Matrix<const bf16> delta, const float* gain, float eps,
+                        Matrix<bf16> out) {
+  const int64_t t = int64_t(blockIdx.x) * kNormWarps + threadIdx.x / kWarp;
+  const int64_t cols = x.cols, rest = RowColumns::kColumns + threadIdx.x % kWarp * kLaneColumns;
+  RowColumns gains, values, added;
+  gains.load(gain, cols);
   wait_for_predecessor();
   let_successor_begin();
-  const int64_t t = blockIdx.x;
+  if (t >= x.rows) return;
   X* row = x.row(t);
-  float kept[kKept];
-  float square = 0;
+  values.load(row, cols);
+  float v[kLaneColumns], w[kLaneColumns], square = 0;
+  if (delta.data != nullptr) {
+    added.load(delta.row(t), cols);
 #pragma unroll
-  for (int j = 0; j < kKept; ++j) {
-    const int64_t i = threadIdx.x + int64_t(j) * kThreads;
-    kept[j] = i < x.cols ? to_float(row[i]) : 0.0f;
-    if (delta.data != nullptr && i < x.cols) {
-      kept[j] += to_float(delta.row(t)[i]);
-      row[i] = from_float<X>(kept[j]);
-    }
-    square += kept[j] * kept[j];
+    for (int j = 0; j < RowColumns::kSteps; ++j) add_columns(added.v[j], values.v[j]);
+    values.for_each(cols, [&](int k, auto& to) { store_columns(to, k, cols, row); });
   }
-  for (int64_t i = threadIdx.x + int64_t(kKept) * kThreads; i < x.cols; i += kThreads) {
-    float value = to_float(row[i]);
+  values.for_each(cols, [&](int, auto& of) { square = add_squares(of, square); });
+  for (int64_t k = rest; k < cols; k += kStepColumns) {
+    load_columns(row, k, cols, v);
     if (delta.data != nullptr) {
-      value += to_float(delta.row(t)[i]);
-      row[i] = from_float<X>(value);
+      load_columns(delta.row(t), k, cols, w);
+      add_columns(w, v);
+      store_columns(v, k, cols, row);
     }
-    square += value * value;
+    square = add_squares(v, square);
   }
-  const float scale = 1.0f / sqrtf(block_sum(square, shared) / float(x.cols) + eps);
+  const float scale = norm_scale(square, cols, eps);
 #pragma unroll
-  for (int j = 0; j < kKept; ++j) {
-    const int64_t i = threadIdx.x + int64_t(j) * kThreads;
-    if (i < x.cols) out.row(t)[i] = from_float<Out>(kept[j] * scale * gain[i]);
-  }
-  for (int64_t i = threadIdx.x + int64_t(kKept) * kThreads; i < x.cols; i += kThreads) {
-    out.row(t)[i] = from_float<Out>(to_float(row[i]) * scale * gain[i]);
+  for (int j = 0; j < RowColumns::kSteps; ++j) scale_columns(scale, gains.v[j], values.v[j]);
+  values.for_each(cols, [&](int k, auto& of) { store_columns(of, k, cols, out.row(t)); });
+  for (int64_t k = rest; k < cols; k += kStepColumns) {
+    load_columns(row, k, cols, v);
+    load_columns(gain, k, cols, w);
+    scale_columns(scale, w, v);
+    store_columns(v, k, cols, out.row(t));
   }
 }
 
@@ -129,17 +133,18 @@ void embed(const Context& context, const Weight& table, Tensor out) {
   });
 }
 
-void add_rms_norm(const Context& context, Tensor x, Tensor delta, const Weight& gain, float eps,
-                  Tensor out) {
+Norm norm_of(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) {
   CHECK(gain.cols == x.cols && out.cols == x.cols && out.rows == x.rows, "%s", gain.name.c_str());
-  const float* gains = resident_as<DeviceRows>(gain).data;
-  with_activation(x.dtype, [&]<typename X>(X) {
-    with_activation(delta.data == nullptr ? out.dtype : delta.dtype, [&]<typename Delta>(Delta) {
-      with_activation(out.dtype, [&]<typename Out>(Out) {
-        launch(context, block_a_row(x.rows), add_rms_norm_kernel<X, Delta, Out>, Matrix<X>(x),
-               Matrix<const Delta>(delta), gains, eps, Matrix<Out>(out));
-      });
-    });
+  return {x, delta, resident_as<DeviceRows>(gain).data, eps, out};
+}
+
+void add_rms_norm(const Context& context, const Norm& norm) {
+  const Grid grid{.blocks = {blocks_for(norm.x.rows, kNormWarps)}, .threads = kNormWarps * kWarp};
+  const DType delta = norm.delta.data == nullptr ? DType::kBF16 : norm.delta.dtype;
+  CHECK(delta == DType::kBF16 && norm.out.dtype == DType::kBF16);
+  with_activation(norm.x.dtype, [&]<typename X>(X) {
+    launch(context, grid, add_rms_norm_kernel<X>, Matrix<X>(norm.x), Matrix<const bf16>(norm.delta),
+           norm.gain, norm.eps, Matrix<bf16>(norm.out));
   });
 }
 

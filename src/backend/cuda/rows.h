@@ -18,8 +18,14 @@ std::shared_ptr<const void> upload_table(const Uploads& to, const Weight& host, 
 void embed(const Context& context, const Weight& table, Tensor out);
 
 // x += delta (when delta.data); out = x / sqrt(mean(x^2) + eps) * gain
-void add_rms_norm(const Context& context, Tensor x, Tensor delta, const Weight& gain, float eps,
-                  Tensor out);
+struct Norm {
+  Tensor x{}, delta{};
+  const float* gain = nullptr;
+  float eps = 0;
+  Tensor out{};
+};
+Norm norm_of(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out);
+void add_rms_norm(const Context& context, const Norm& norm);
 
 // out[i] = x[logit row i of the step]
 void gather_rows(const Context& context, Tensor x, Tensor out);

@@ -2,10 +2,11 @@
 // falling logit and rising id by a key; the stages are cuts in that order: the place where a
 // running count (top_k, the n best) or a running sum of probabilities (top_p, the draw) reaches a
 // target. A histogram over the distance from the best logit finds the bin of the cut, and only the
-// tokens of that bin are compared with each other.
+// tokens of that bin are compared with each other. It covers a window of distances, at first the
+// nearest: tokens further away are many, and seldom matter.
 //
-// Sums are integers, e^((logit - best) / temperature) in units of 2^-40, and thereby the same in
-// any order of adding. What is less likely than e^-28 of the best has no weight.
+// Sums are integers, e^((logit - best) / temperature) in units of 2^-36, and thereby the same in
+// any order of adding. What is less likely than e^-25 of the best has no weight.
 #include <algorithm>
 #include <cstring>
 
@@ -17,9 +18,11 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr int kBins = 2 * kThreads;
-constexpr float kBinsPerUnit = 64;  // of distance / temperature: the last bin begins at 32
+constexpr int kBins = kThreads;
+constexpr float kBinsPerUnit = 64;  // of distance / temperature: a window is 16 wide
+constexpr int kWindows = 2;         // of which the last has no end
 constexpr int kGathered = 1024;     // tokens of a bin that fit into shared memory
+constexpr int kPartBits = 12;       // of a weight that one 32-bit sum takes: 2^20 tokens fit
 constexpr uint64_t kNoKey = ~uint64_t(0);
 
 // Running counts and weights of tokens.
@@ -36,15 +39,18 @@ struct Mass {
 };
 
 struct Shared {
-  unsigned long long weights[kBins];
+  uint32_t weight_parts[3][kBins];
   uint32_t counts[kBins];
+  int window;    // that the bins cover
+  Mass outside;  // before the window
+  Mass all;      // of the row
   uint64_t keys[kGathered];
   uint64_t key_weights[kGathered];
   Mass warp_masses[kThreads / kWarp];
   float warp_values[kThreads / kWarp];
   uint64_t warp_keys[kThreads / kWarp];
   // Results for all threads.
-  int gathered, bin;
+  int gathered, bin;  // the bin within the window
   Mass before, reached;
   uint64_t key;
 };
@@ -92,24 +98,51 @@ struct Row {
   __device__ __forceinline__ float distance(float logit) const {
     return (best - logit) * inverse_temperature;
   }
+  // Over all windows.
   __device__ __forceinline__ int bin(float logit) const {
-    return int(fminf(distance(logit) * kBinsPerUnit, float(kBins - 1)));
+    return int(fminf(distance(logit) * kBinsPerUnit, float(kWindows * kBins - 1)));
   }
-  // Nothing for what min_p drops.
+  // Nothing for what min_p drops, and for what is not a number.
   __device__ __forceinline__ Mass mass(float logit) const {
     const float share = expf(-distance(logit));
     Mass mass;
-    if (share < min_p) return mass;
-    mass.weight = __float2ull_rn(share * 0x1p40f);
+    if (!(share >= min_p)) return mass;
+    mass.weight = __float2ull_rn(share * 0x1p36f);
     mass.count = 1;
     return mass;
   }
 };
 
+// visit(logit, id) for every token, by some thread; four loads of 16 bytes in flight in each.
+template <typename Visit>
+__device__ __forceinline__ void for_each_token(const float* logits, int vocab, Visit visit) {
+  constexpr int kLoads = 4, kTile = kThreads * 4 * kLoads;
+  int done = 0;
+  if (reinterpret_cast<uintptr_t>(logits) % 16 == 0) {
+    for (; done + kTile <= vocab; done += kTile) {
+      float4 v[kLoads];
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        v[j] = reinterpret_cast<const float4*>(logits + done)[j * kThreads + threadIdx.x];
+      }
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const int id = done + 4 * (j * kThreads + int(threadIdx.x));
+        visit(v[j].x, id), visit(v[j].y, id + 1), visit(v[j].z, id + 2), visit(v[j].w, id + 3);
+      }
+    }
+  }
+  for (int i = done + threadIdx.x; i < vocab; i += kThreads) visit(logits[i], i);
+}
+
 // The first token in order, in all threads.
 __device__ uint64_t first_key(const float* logits, int vocab, Shared& shared) {
-  uint64_t first = kNoKey;
-  for (int i = threadIdx.x; i < vocab; i += kThreads) first = min(first, key_of(logits[i], i));
+  float best = -INFINITY;
+  int best_id = vocab;
+  for_each_token(logits, vocab, [&](float logit, int id) {
+    if (logit > best || (logit == best && id < best_id)) best = logit, best_id = id;
+  });
+  uint64_t first = best_id < vocab ? key_of(best, best_id) : kNoKey;
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     first = min(first, __shfl_xor_sync(0xffffffffu, first, offset));
   }
@@ -117,30 +150,50 @@ __device__ uint64_t first_key(const float* logits, int vocab, Shared& shared) {
   if (threadIdx.x % kWarp == 0) shared.warp_keys[threadIdx.x / kWarp] = first;
   __syncthreads();
   for (int w = 0; w < kThreads / kWarp; ++w) first = min(first, shared.warp_keys[w]);
-  return first;
+  return first == kNoKey ? 0 : first;  // logits that are not numbers: token 0
 }
 
-__device__ void fill_bins(const Row& row, Shared& shared) {
+// Fills the bins of a window.
+__device__ void fill_bins(const Row& row, int window, Shared& shared) {
   __syncthreads();
-  for (int b = threadIdx.x; b < kBins; b += kThreads) shared.weights[b] = shared.counts[b] = 0;
+  shared.counts[threadIdx.x] = 0;
+  for (auto& part : shared.weight_parts) part[threadIdx.x] = 0;
   __syncthreads();
-  for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
-    const Mass mass = row.mass(row.logits[i]);
-    if (mass.count == 0) continue;
-    const int bin = row.bin(row.logits[i]);
+  constexpr uint32_t kMask = (1u << kPartBits) - 1;
+  Mass nearer, all;
+  for_each_token(row.logits, row.vocab, [&](float logit, int) {
+    const Mass mass = row.mass(logit);
+    all.add(mass);
+    const int bin = row.bin(logit) - window * kBins;
+    if (bin < 0) nearer.add(mass);
+    if (bin < 0 || bin >= kBins || mass.count == 0) return;
     atomicAdd(&shared.counts[bin], 1u);
-    if (mass.weight > 0) atomicAdd(&shared.weights[bin], mass.weight);
-  }
+#pragma unroll
+    for (int part = 0; part < 3; ++part) {
+      const uint32_t bits = uint32_t(mass.weight >> (part * kPartBits)) & (part < 2 ? kMask : ~0u);
+      if (bits > 0) atomicAdd(&shared.weight_parts[part][bin], bits);
+    }
+  });
+  nearer = block_total(nearer, shared);
+  all = block_total(all, shared);
+  __syncthreads();
+  if (threadIdx.x == 0) shared.window = window, shared.outside = nearer, shared.all = all;
   __syncthreads();
 }
 
-// Sets shared.bin to the bin where the running measure reaches `target`, and shared.before to the
-// mass of the bins before. The target is reached.
-__device__ void find_bin(uint64_t target, bool by_count, Shared& shared) {
-  Mass mine;
-  for (int b = 2 * threadIdx.x; b < 2 * int(threadIdx.x) + 2; ++b) {
-    mine.add({shared.weights[b], shared.counts[b]});
+__device__ __forceinline__ Mass bin_mass(int bin, const Shared& shared) {
+  Mass mass;
+  for (int part = 0; part < 3; ++part) {
+    mass.weight += uint64_t(shared.weight_parts[part][bin]) << (part * kPartBits);
   }
+  mass.count = shared.counts[bin];
+  return mass;
+}
+
+// Sets shared.bin to the bin of the window where the running measure reaches `target`, and
+// shared.before to the mass before it. False, in all threads, where none does.
+__device__ bool find_bin(uint64_t target, bool by_count, Shared& shared) {
+  const Mass mine = bin_mass(threadIdx.x, shared);
   Mass running = mine;  // of this thread's warp up to this thread
   const int lane = threadIdx.x % kWarp;
   for (int offset = 1; offset < kWarp; offset *= 2) {
@@ -153,29 +206,24 @@ __device__ void find_bin(uint64_t target, bool by_count, Shared& shared) {
   if (lane == kWarp - 1) shared.warp_masses[threadIdx.x / kWarp] = running;
   __syncthreads();
   for (unsigned w = 0; w < threadIdx.x / kWarp; ++w) running.add(shared.warp_masses[w]);
+  running.add(shared.outside);
   Mass before = running;
   before.weight -= mine.weight;
   before.count -= mine.count;
-  if (before.measure(by_count) < target && running.measure(by_count) >= target) {
-    int b = 2 * threadIdx.x;
-    Mass first = before;
-    first.add({shared.weights[b], shared.counts[b]});
-    if (first.measure(by_count) < target) before = first, ++b;
-    shared.bin = b;
-    shared.before = before;
-  }
-  __syncthreads();
+  const bool is_here = before.measure(by_count) < target && running.measure(by_count) >= target;
+  if (is_here) shared.bin = threadIdx.x, shared.before = before;
+  return __syncthreads_or(is_here);
 }
 
-// Every token of bin `bin` that min_p leaves: visit(key, mass), by some thread.
+// Every token of bin `bin` of the window that min_p leaves: visit(key, mass), by some thread.
 template <typename Visit>
-__device__ void for_each_in_bin(const Row& row, int bin, Visit visit) {
-  for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
-    const float logit = row.logits[i];
-    if (row.bin(logit) != bin) continue;
+__device__ void for_each_in_bin(const Row& row, int bin, const Shared& shared, Visit visit) {
+  bin += shared.window * kBins;
+  for_each_token(row.logits, row.vocab, [&](float logit, int id) {
+    if (row.bin(logit) != bin) return;
     const Mass mass = row.mass(logit);
-    if (mass.count > 0) visit(key_of(logit, i), mass);
-  }
+    if (mass.count > 0) visit(key_of(logit, id), mass);
+  });
 }
 
 // The lowest key of the bin up to which the running measure reaches `target`, by halving: for bins
@@ -188,7 +236,7 @@ __device__ void halve_bin(const Row& row, uint64_t target, bool by_count, Shared
   while (low < high) {
     const uint64_t middle = low + (high - low) / 2;
     Mass mass;
-    for_each_in_bin(row, bin, [&](uint64_t key, Mass m) {
+    for_each_in_bin(row, bin, shared, [&](uint64_t key, Mass m) {
       if (key <= middle) mass.add(m);
     });
     mass = block_total(mass, shared);
@@ -205,14 +253,15 @@ __device__ void halve_bin(const Row& row, uint64_t target, bool by_count, Shared
 }
 
 // Where the running measure in order reaches `target`: shared.key is that token's, shared.reached
-// the mass up to and with it. The bins are filled, and hold at least the target.
+// the mass up to and with it. The row has at least the target.
 __device__ void find_cut(const Row& row, uint64_t target, bool by_count, Shared& shared) {
-  find_bin(target, by_count, shared);
+  if (shared.outside.measure(by_count) >= target) fill_bins(row, 0, shared);
+  while (!find_bin(target, by_count, shared)) fill_bins(row, shared.window + 1, shared);
   const int bin = shared.bin, count = int(shared.counts[bin]);
   if (count > kGathered) return halve_bin(row, target, by_count, shared);
   if (threadIdx.x == 0) shared.gathered = 0;
   __syncthreads();
-  for_each_in_bin(row, bin, [&](uint64_t key, Mass mass) {
+  for_each_in_bin(row, bin, shared, [&](uint64_t key, Mass mass) {
     const int slot = atomicAdd(&shared.gathered, 1);
     shared.keys[slot] = key;
     shared.key_weights[slot] = mass.weight;
@@ -238,15 +287,10 @@ __device__ int draw(const float* logits, int vocab, const SampleRow& params, Sha
   if (params.temperature == 0) return id_of(first);
   const Row row{logits, vocab, logits[id_of(first)], fminf(1.0f / params.temperature, 1e30f),
                 params.min_p};
-  fill_bins(row, shared);
-  Mass mine;
-  for (int b = threadIdx.x; b < kBins; b += kThreads) {
-    mine.add({shared.weights[b], shared.counts[b]});
-  }
-  const Mass all = block_total(mine, shared);
-  uint64_t total = all.weight;
+  fill_bins(row, 0, shared);
+  uint64_t total = shared.all.weight;
   if (total == 0) return id_of(first);  // logits that are not numbers
-  if (params.top_k > 0 && params.top_k < int(all.count)) {
+  if (params.top_k > 0 && params.top_k < int(shared.all.count)) {
     find_cut(row, uint64_t(params.top_k), true, shared);
     total = shared.reached.weight;
   }
@@ -263,7 +307,7 @@ __device__ int draw(const float* logits, int vocab, const SampleRow& params, Sha
 // log(sum of e^logit).
 __device__ float log_sum_exp(const float* logits, int vocab, float best, Shared& shared) {
   float sum = 0;
-  for (int i = threadIdx.x; i < vocab; i += kThreads) sum += expf(logits[i] - best);
+  for_each_token(logits, vocab, [&](float logit, int) { sum += expf(logit - best); });
   __syncthreads();
   return best + logf(block_sum(sum, shared.warp_values));
 }
@@ -271,16 +315,18 @@ __device__ float log_sum_exp(const float* logits, int vocab, float best, Shared&
 // Ids and log-probabilities of the n best tokens.
 __device__ void best_tokens(const Row& row, int n, float log_sum, int32_t* ids, float* logprobs,
                             Shared& shared) {
-  fill_bins(row, shared);
+  fill_bins(row, 0, shared);
+  n = min(n, int(shared.all.count));
+  if (n == 0) return;
   find_cut(row, uint64_t(n), true, shared);
   const uint64_t last = shared.key;
   __syncthreads();
   if (threadIdx.x == 0) shared.gathered = 0;
   __syncthreads();
-  for (int i = threadIdx.x; i < row.vocab; i += kThreads) {
-    const uint64_t key = key_of(row.logits[i], i);
+  for_each_token(row.logits, row.vocab, [&](float logit, int id) {
+    const uint64_t key = key_of(logit, id);
     if (key <= last) shared.keys[atomicAdd(&shared.gathered, 1)] = key;
-  }
+  });
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += kThreads) {
     int rank = 0;

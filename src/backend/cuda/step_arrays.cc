@@ -71,7 +71,7 @@ void StepArrays::fill(const Batch& batch, cudaStream_t stream) {
       host.positions[segment.first_row + i] = segment.context + i;
       host.row_segment[segment.first_row + i] = int32_t(s);
     }
-    view_.is_decode &= segment.num_rows == 1;
+    view_.is_decode &= segment.num_rows == 1 && !segment.expanded;
     longest = std::max(longest, segment.context + segment.num_rows);
   }
   view_.length_bound = int(std::bit_ceil(unsigned(longest)));

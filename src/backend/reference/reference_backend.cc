@@ -226,6 +226,10 @@ void ReferenceBackend::route(Tensor x, const Weight& router, const Weight& bias,
       out.experts.row<int32_t>(t)[k] = order[size_t(k)];
       out.weights.row<float>(t)[k] = score[size_t(order[size_t(k)])] * scale;
     }
+    for (int s = 0; s < shape.num_shared; ++s) {
+      out.experts.row<int32_t>(t)[shape.top_k + s] = shape.num_experts + s;
+      out.weights.row<float>(t)[shape.top_k + s] = 1;
+    }
   }
 }
 

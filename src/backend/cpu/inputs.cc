@@ -1,0 +1,202 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backend/cpu/inputs.cc"
+#include "backend/cpu/inputs.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+#include "hwy/foreach_target.h"  // before simd-inl.h
+// clang-format off
+#include "backend/cpu/simd-inl.h"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace nibble {
+namespace HWY_NAMESPACE {
+
+constexpr float kLargest = 32767;
+constexpr float kSmallest = 0x1p-100f;  // rows below it count as zeros: their scale has no inverse
+
+// x[k] * factors[k], or x[k] where there are no factors.
+struct Values {
+  const float* x;
+  const float* factors;
+
+  float at(int64_t i) const { return factors == nullptr ? x[i] : x[i] * factors[i]; }
+};
+
+// The same, known when compiled.
+template <bool kScaled>
+HWY_INLINE FloatVec load_values(const Values& v, int64_t i) {
+  return kScaled ? hn::Mul(load(v.x + i), load(v.factors + i)) : load(v.x + i);
+}
+
+// Bits of the largest magnitude, a NaN's above all.
+template <bool kScaled>
+uint32_t largest_bits(const Values& v, int64_t n) {
+  const Words words;
+  const WordVec magnitude = hn::Set(words, 0x7fffffffu);
+  WordVec most = hn::Zero(words);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    most = hn::Max(most, hn::And(hn::BitCast(words, load_values<kScaled>(v, i)), magnitude));
+  }
+  uint32_t bits = hn::GetLane(hn::MaxOfLanes(words, most));
+  for (; i < n; ++i) {
+    const float value = v.at(i);
+    uint32_t rest;
+    std::memcpy(&rest, &value, sizeof(rest));
+    rest &= 0x7fffffffu;
+    if (rest > bits) bits = rest;
+  }
+  return bits;
+}
+
+// Words of two integers: of values 0..3 in the low halves, of values 4..7 in the high ones.
+template <bool kScaled>
+HWY_INLINE void round8(const Values& v, int64_t at, float inverse, int16_t* out) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int t = 0; t < 4; ++t) {
+    out[2 * t] = int16_t(std::nearbyint(v.at(at + t) * inverse));
+    out[2 * t + 1] = int16_t(std::nearbyint(v.at(at + t + 4) * inverse));
+  }
+#else
+  const hn::FixedTag<float, 4> four;
+  const hn::RebindToSigned<decltype(four)> integers;
+  auto x0 = hn::LoadU(four, v.x + at), x1 = hn::LoadU(four, v.x + at + 4);
+  if (kScaled) {
+    x0 = hn::Mul(x0, hn::LoadU(four, v.factors + at));
+    x1 = hn::Mul(x1, hn::LoadU(four, v.factors + at + 4));
+  }
+  const auto low = hn::NearestInt(hn::Mul(x0, hn::Set(four, inverse)));
+  const auto high = hn::NearestInt(hn::Mul(x1, hn::Set(four, inverse)));
+  const auto words = hn::Or(hn::And(low, hn::Set(integers, 0xffff)), hn::ShiftLeft<16>(high));
+  hn::StoreU(words, integers, reinterpret_cast<int32_t*>(out));
+#endif
+}
+
+template <bool kScaled>
+void round_to_int16(const Values& v, int64_t n, float inverse, int16_t* out) {
+  int64_t k = 0;
+  for (; k + 8 <= n; k += 8) round8<kScaled>(v, k, inverse, out + k);
+  const int64_t padded = (n + 63) / 64 * 64;
+  if (k < n) {
+    float rest[8] = {};
+    for (int64_t i = k; i < n; ++i) rest[i - k] = v.at(i);
+    round8<false>({rest, nullptr}, 0, inverse, out + k);
+    k += 8;
+  }
+  if (k < padded) std::memset(out + k, 0, size_t(padded - k) * sizeof(int16_t));
+}
+
+template <bool kScaled>
+void make_int16(const Values& v, int64_t n, uint8_t* out) {
+  const uint32_t bits = largest_bits<kScaled>(v, n);
+  float largest;
+  std::memcpy(&largest, &bits, sizeof(largest));
+  float scale = largest / kLargest, inverse = kLargest / largest;
+  if (!(largest >= kSmallest)) scale = inverse = 0;
+  if (bits >= 0x7f800000u) scale = std::numeric_limits<float>::quiet_NaN(), inverse = 0;
+  std::memcpy(out, &scale, sizeof(scale));
+  round_to_int16<kScaled>(v, n, inverse, reinterpret_cast<int16_t*>(out + kInt16Header));
+}
+
+void make_int16_row(const float* x, const float* factors, int64_t n, uint8_t* out) {
+  if (factors == nullptr) return make_int16<false>({x, nullptr}, n, out);
+  make_int16<true>({x, factors}, n, out);
+}
+
+void multiply_by_e4m3(const float* x, const uint8_t* e4m3, int64_t n, float* out) {
+  const Words words;
+  const hn::Rebind<uint8_t, Words> bytes;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const WordVec code = hn::PromoteTo(words, hn::LoadU(bytes, e4m3 + i));
+    const FloatVec factor = hn::Mul(hn::BitCast(Floats(), hn::ShiftLeft<20>(code)), set(0x1p120f));
+    store(hn::Mul(load(x + i), factor), out + i);
+  }
+  for (; i < n; ++i) {
+    const uint32_t bits = uint32_t(e4m3[i]) << 20;
+    float factor;
+    std::memcpy(&factor, &bits, sizeof(factor));
+    out[i] = x[i] * (factor * 0x1p120f);
+  }
+}
+
+template <bool kScaled>
+void make_bf16(const Values& v, int64_t n, uint8_t* out) {
+  uint16_t* to = reinterpret_cast<uint16_t*>(out);
+  const hn::Rebind<uint16_t, Words> halves;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const auto bits = hn::BitCast(Integers(), encode_bf16(load_values<kScaled>(v, i)));
+    hn::StoreU(hn::DemoteTo(halves, bits), halves, to + i);
+  }
+  if (i < n) {
+    HWY_ALIGN float rest[kLanes] = {};
+    HWY_ALIGN uint16_t rounded[kLanes];
+    for (int64_t k = i; k < n; ++k) rest[k - i] = v.at(k);
+    const auto bits = hn::BitCast(Integers(), encode_bf16(load(rest)));
+    hn::StoreU(hn::DemoteTo(halves, bits), halves, rounded);
+    for (int64_t k = i; k < n; ++k) to[k] = rounded[k - i];
+  }
+  const int64_t padded = (n + 31) / 32 * 32;
+  if (n < padded) std::memset(to + n, 0, size_t(padded - n) * sizeof(uint16_t));
+}
+
+void make_bf16_row(const float* x, const float* factors, int64_t n, uint8_t* out) {
+  if (factors == nullptr) return make_bf16<false>({x, nullptr}, n, out);
+  make_bf16<true>({x, factors}, n, out);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nibble
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nibble {
+
+HWY_EXPORT(make_int16_row);
+HWY_EXPORT(multiply_by_e4m3);
+HWY_EXPORT(make_bf16_row);
+
+int64_t input_row_bytes(InputFormat format, int64_t cols) {
+  switch (format) {
+    case InputFormat::kF32:
+      return cols * 4;
+    case InputFormat::kBF16:
+      return (cols + 31) / 32 * 64;
+    case InputFormat::kInt16:
+      return kInt16Header + (cols + 63) / 64 * 128;
+  }
+  return 0;
+}
+
+void make_input_row(InputFormat format, const float* x, const float* factors, int64_t cols,
+                    uint8_t* out) {
+  switch (format) {
+    case InputFormat::kF32:
+      CHECK(factors == nullptr, "FP32 inputs have no factors");
+      std::memcpy(out, x, size_t(cols) * sizeof(float));
+      return;
+    case InputFormat::kBF16:
+      HWY_DYNAMIC_DISPATCH(make_bf16_row)(x, factors, cols, out);
+      return;
+    case InputFormat::kInt16:
+      HWY_DYNAMIC_DISPATCH(make_int16_row)(x, factors, cols, out);
+      return;
+  }
+}
+
+void make_scaled_input_row(const float* x, const uint8_t* e4m3, int64_t cols, uint8_t* out) {
+  constexpr int64_t kMost = 1024;
+  CHECK(cols <= kMost, "%ld columns", long(cols));
+  alignas(64) float scaled[kMost];
+  HWY_DYNAMIC_DISPATCH(multiply_by_e4m3)(x, e4m3, cols, scaled);
+  HWY_DYNAMIC_DISPATCH(make_int16_row)(scaled, nullptr, cols, out);
+}
+
+}  // namespace nibble
+#endif

@@ -1,0 +1,38 @@
+// The left side of a product as a kernel reads it.
+//
+//   kF32    the floats themselves
+//   kBF16   rounded to BF16, padded by zeros to 32 values
+//   kInt16  a line that begins with the row's scale (a float), then 16-bit integers,
+//           x[k] = integer * scale, padded by zeros to 64 values. Within 8 values the order is
+//           0 4 1 5 2 6 3 7: pairs as the 4-bit codes of a 32-bit word give them (pack.h)
+//
+// The integer scale is the row's largest magnitude / 32767, so an input is off by at most half of
+// it: by sqrt(K) / 65534 of the row's norm, less than BF16's rounding whatever the row. Sums of
+// integers are exact in any order.
+#pragma once
+
+#include <cstdint>
+
+namespace nibble {
+
+enum class InputFormat : uint8_t { kF32, kBF16, kInt16 };
+
+inline constexpr int64_t kInt16Header = 64;  // bytes before the integers
+
+struct InputRows {  // not owned
+  const uint8_t* data = nullptr;
+  int64_t stride_bytes = 0;
+
+  const uint8_t* row(int64_t r) const { return data + r * stride_bytes; }
+};
+
+int64_t input_row_bytes(InputFormat format, int64_t cols);
+
+// Of x[k], or of x[k] * factors[k] (never kF32) where there are factors.
+void make_input_row(InputFormat format, const float* x, const float* factors, int64_t cols,
+                    uint8_t* out);
+
+// kInt16 of x[k] * e4m3[k]. The factors are not negative.
+void make_scaled_input_row(const float* x, const uint8_t* e4m3, int64_t cols, uint8_t* out);
+
+}  // namespace nibble

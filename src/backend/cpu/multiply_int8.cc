@@ -1,0 +1,137 @@
+// out = x w^T of INT8 panels by 16-bit multiply-adds.
+//                                          x [M, K] 16-bit rows, w INT8 panels of 16 outputs
+//
+// Integer sums over 512 columns are exact (512 * 127 * 32767 < 2^31); they are added in FP32 in
+// rising order. A tile is up to kMaxRows rows by one panel.
+//
+// Measured on two cores of an EPYC (Zen 4) guest: one row over 120 MB of weights 53 GB/s, 95% of
+// what plain reading gives; 4 rows 34 GB/s.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backend/cpu/multiply_int8.cc"
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cpu/multiply.h"
+#include "hwy/foreach_target.h"  // before simd-inl.h
+// clang-format off
+#include "backend/cpu/simd-inl.h"
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace nibble {
+namespace HWY_NAMESPACE {
+namespace {  // names that other products have too
+
+constexpr int kVecs = kPanelRows / kLanes;  // vectors of sums a panel
+constexpr int kMaxRows = kLanes == 1 ? 1 : kVectorRegisters == 32 ? 8 / kVecs : 4 / kVecs;
+constexpr int64_t kExactPairs = 256;
+constexpr int kPrefetchBytes = 6144;
+
+// Products of pairs of factors and inputs, by output.
+#if HWY_TARGET == HWY_SCALAR
+
+struct PairSum {
+  int32_t sum = 0;
+
+  HWY_INLINE void add(const int8_t* line, int32_t pair) {
+    sum += line[0] * int16_t(pair & 0xffff) + line[1] * (pair >> 16);
+  }
+  HWY_INLINE FloatVec total() const { return set(float(sum)); }
+};
+
+#else
+
+struct PairSum {
+  hn::Vec<Integers> low, high;
+
+  HWY_INLINE PairSum() : low(hn::Zero(Integers())), high(hn::Zero(Integers())) {}
+  HWY_INLINE void add(const int8_t* line, int32_t pair) {
+    const hn::Repartition<int16_t, Floats> shorts;
+    const hn::Rebind<int8_t, decltype(shorts)> bytes;
+    const auto factors = hn::PromoteTo(shorts, hn::LoadU(bytes, line));
+    const auto inputs = hn::BitCast(shorts, hn::Set(Integers(), pair));
+    low = hn::ReorderWidenMulAccumulate(Integers(), factors, inputs, low, high);
+  }
+  HWY_INLINE FloatVec total() const {
+    return hn::ConvertTo(Floats(), hn::RearrangeToOddPlusEven(low, high));
+  }
+};
+
+#endif
+
+template <int kRows>
+HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
+  const Panels& w = product.w;
+  const uint8_t* panel = w.panel(p);
+  const int32_t* x[kRows];
+  FloatVec total[kRows][kVecs];
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = reinterpret_cast<const int32_t*>(product.x.row(first_row + r) + kInt16Header);
+    for (int v = 0; v < kVecs; ++v) total[r][v] = zero();
+  }
+  const int64_t pairs = (w.lines - 2) * 2;
+  const int8_t* line = reinterpret_cast<const int8_t*>(panel + 2 * kLineBytes);
+  for (int64_t first = 0; first < pairs; first += kExactPairs) {
+    const int64_t last = std::min(pairs, first + kExactPairs);
+    PairSum sum[kRows][kVecs];
+    for (int64_t i = first; i < last; ++i, line += 2 * kPanelRows) {
+      __builtin_prefetch(line + kPrefetchBytes, 0, 0);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kVecs; ++v) sum[r][v].add(line + v * 2 * kLanes, x[r][i]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) total[r][v] = hn::Add(total[r][v], sum[r][v].total());
+    }
+  }
+  const int64_t count = std::min<int64_t>(w.rows - p * kPanelRows, kPanelRows);
+  for (int r = 0; r < kRows; ++r) {
+    float row_scale;
+    std::memcpy(&row_scale, product.x.row(first_row + r), sizeof(row_scale));
+    HWY_ALIGN float y[kPanelRows];
+    for (int v = 0; v < kVecs; ++v) {
+      const FloatVec scales = load(reinterpret_cast<const float*>(panel) + v * kLanes);
+      store(hn::Mul(total[r][v], hn::Mul(scales, set(row_scale))), y + v * kLanes);
+    }
+    float* out = product.output(first_row + r, p);
+    for (int64_t i = 0; i < count; ++i) out[i] = product.accumulate ? out[i] + y[i] : y[i];
+  }
+}
+
+template <int kRows = kMaxRows>
+void multiply_rows(const Product& product, int64_t num_rows, int64_t first_row, int64_t p) {
+  if (num_rows == kRows) {
+    multiply_tile<kRows>(product, first_row, p);
+  } else if constexpr (kRows > 1) {
+    multiply_rows<kRows - 1>(product, num_rows, first_row, p);
+  }
+}
+
+void multiply(const Product& product) {
+  for (int64_t p = product.first_panel; p < product.last_panel; ++p) {
+    for (int64_t row = 0; row < product.rows; row += kMaxRows) {
+      multiply_rows(product, std::min<int64_t>(kMaxRows, product.rows - row), row, p);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace nibble
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nibble {
+
+HWY_EXPORT(multiply);
+
+void multiply_int8(const Product& product, Scratch<uint8_t>&) {
+  HWY_DYNAMIC_DISPATCH(multiply)(product);
+}
+
+}  // namespace nibble
+#endif

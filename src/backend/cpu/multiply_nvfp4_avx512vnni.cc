@@ -1,0 +1,162 @@
+// out = x w^T of NVFP4 panels by 16-bit dot products (vpdpwssd).
+//                                          x [M, K] 16-bit rows, w NVFP4 panels of 16 outputs
+//
+//   sum[n] = sum over groups g of 16 columns, in rising order, by one FP32 accumulator:
+//            s[n][g] * (exact integer sum over the group of 2 code[n][k] * x[k])
+//   out[n] = sum[n] * (tensor_scale[n] * (row scale / 2))
+//
+// A register holds 16 outputs by 8 columns of codes; a shift brings one code of each 16-bit half
+// down, vpermw looks it up (it reads the low 5 bits; the table stands there twice), and the product
+// adds the pair to its output's lane. E4M3 scales become FP16 by a shift, 2^8 too small. A tile is
+// up to 12 rows by one panel; a panel is read once for all rows and stays in the L1 cache between
+// tiles.
+//
+// Measured on an EPYC (Zen 4) guest. One core, from the L2 cache: one row 54 Gweights/s (31 GB/s),
+// 4 rows 196 and 60 rows 206 of 236 GFLOP/s (87%). Two cores, from memory: one row 93% of what
+// plain reading gives, 4 rows 67%.
+#include "backend/cpu/multiply.h"
+
+#if defined(__x86_64__)
+
+#if defined(__GNUC__) && !defined(__clang__)
+// g++ takes the undefined registers of its own header for ours.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+#endif
+
+namespace nibble {
+namespace {
+
+constexpr int kMaxRows = 12;
+constexpr int kPrefetchBytes = 10 * kNvfp4BlockBytes;  // ahead
+constexpr float kRest = 128;                           // 2^8 of the scales / 2 of the codes
+
+inline __m512i code_table() {
+  alignas(64) constexpr int16_t kTwice[32] = {0, 1,  2,  3,  4,  6,  8,  12,  //
+                                              0, -1, -2, -3, -4, -6, -8, -12,
+                                              0, 1,  2,  3,  4,  6,  8,  12,  //
+                                              0, -1, -2, -3, -4, -6, -8, -12};
+  return _mm512_load_si512(kTwice);
+}
+
+inline __m512 block_scales(const uint8_t* e4m3) {
+  const __m256i halves = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)e4m3));
+  return _mm512_cvtph_ps(_mm256_slli_epi16(halves, 7));
+}
+
+inline void prefetch_block(const uint8_t* block) {
+#pragma GCC unroll 9
+  for (int i = 0; i < kNvfp4BlockBytes; i += kLineBytes) {
+    _mm_prefetch(reinterpret_cast<const char*>(block + i), _MM_HINT_NTA);
+  }
+}
+
+// Pairs t of the rows' 8 columns at `x`.
+template <int kRows, int kShift>
+inline void add_products(__m512i codes, __m512i table, const int32_t* const* x, int64_t at,
+                         __m512i* sum) {
+  const __m512i w = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, kShift), table);
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    sum[r] = _mm512_dpwssd_epi32(sum[r], w, _mm512_set1_epi32(x[r][at + kShift / 4]));
+  }
+}
+
+// `stream`: the panel is read once. Its lines then pass by the L2 cache.
+template <int kRows>
+__attribute__((noinline)) void multiply_tile(const Product& product, int64_t first_row, int64_t p,
+                                             bool stream) {
+  const Panels& w = product.w;
+  const uint8_t* panel = w.panel(p);
+  const __m512i table = code_table();
+  const int32_t* x[kRows];
+  __m512 total[kRows];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = reinterpret_cast<const int32_t*>(product.x.row(first_row + r) + kInt16Header);
+    total[r] = _mm512_setzero_ps();
+  }
+  const int64_t blocks = w.lines * kLineBytes / kNvfp4BlockBytes;
+  const uint8_t* block = panel + kLineBytes;
+  for (int64_t b = 0; b < blocks; ++b, block += kNvfp4BlockBytes) {
+    if (stream) prefetch_block(block + kPrefetchBytes);
+    for (int g = 0; g < 4; ++g) {
+      const __m512i low = _mm512_load_si512(block + g * 2 * kLineBytes);
+      const __m512i high = _mm512_load_si512(block + (g * 2 + 1) * kLineBytes);
+      const int64_t at = b * 32 + g * 8;
+      __m512i sum[kRows];
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) sum[r] = _mm512_setzero_si512();
+      add_products<kRows, 0>(low, table, x, at, sum);
+      add_products<kRows, 4>(low, table, x, at, sum);
+      add_products<kRows, 8>(low, table, x, at, sum);
+      add_products<kRows, 12>(low, table, x, at, sum);
+      add_products<kRows, 0>(high, table, x, at + 4, sum);
+      add_products<kRows, 4>(high, table, x, at + 4, sum);
+      add_products<kRows, 8>(high, table, x, at + 4, sum);
+      add_products<kRows, 12>(high, table, x, at + 4, sum);
+      const __m512 scale = block_scales(block + 8 * kLineBytes + g * kPanelRows);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), scale, total[r]);
+      }
+    }
+  }
+  const int64_t count = w.rows - p * kPanelRows;
+  const __mmask16 mask = count < kPanelRows ? __mmask16((1u << count) - 1) : __mmask16(0xffff);
+  const __m512 tensor_scales = _mm512_load_ps(panel);
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    float row_scale;
+    std::memcpy(&row_scale, product.x.row(first_row + r), sizeof(row_scale));
+    float* out = product.output(first_row + r, p);
+    __m512 y =
+        _mm512_mul_ps(total[r], _mm512_mul_ps(tensor_scales, _mm512_set1_ps(row_scale * kRest)));
+    if (product.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
+    _mm512_mask_storeu_ps(out, mask, y);
+  }
+}
+
+template <int kRows = kMaxRows>
+void multiply_rows(const Product& product, int64_t num_rows, int64_t first_row, int64_t p) {
+  if (num_rows == kRows) {
+    multiply_tile<kRows>(product, first_row, p, num_rows == product.rows);
+  } else if constexpr (kRows > 1) {
+    multiply_rows<kRows - 1>(product, num_rows, first_row, p);
+  }
+}
+
+}  // namespace
+
+void multiply_nvfp4_avx512vnni(const Product& product, Scratch<uint8_t>&) {
+  if (product.rows == 0) return;
+  const int64_t tiles = (product.rows + kMaxRows - 1) / kMaxRows;
+  for (int64_t p = product.first_panel; p < product.last_panel; ++p) {
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t row = product.rows * i / tiles, end = product.rows * (i + 1) / tiles;
+      multiply_rows(product, end - row, row, p);
+    }
+  }
+}
+
+}  // namespace nibble
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif

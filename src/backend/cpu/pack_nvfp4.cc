@@ -1,0 +1,168 @@
+// NVFP4 panels: words of codes are moved as they are stored, no code is looked at.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "backend/cpu/packer.h"
+#include "quant/nvfp4.h"
+#include "quant/stored_float.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kWordCodes = 8;
+constexpr uint32_t kCodeSigns = 0x88888888u;
+constexpr uint8_t kE4M3One = 0x38;
+
+Panels nvfp4_panels(int64_t rows, int64_t cols) {
+  return {.format = PanelFormat::kNvfp4,
+          .rows = rows,
+          .cols = cols,
+          .lines = 1 + (cols + kNvfp4Columns - 1) / kNvfp4Columns * (kNvfp4BlockBytes / kLineBytes),
+          .group_panels = 1};
+}
+
+// Word `word` (8 columns) of a lane, and the scale of 16 columns, in a panel.
+uint8_t* word_at(uint8_t* panel, int64_t word, int lane) {
+  return panel + kLineBytes + word / 8 * kNvfp4BlockBytes + word % 8 * kLineBytes + lane * 4;
+}
+uint8_t* scale_at(uint8_t* panel, int64_t group, int lane) {
+  return panel + kLineBytes + group / 4 * kNvfp4BlockBytes + 8 * kLineBytes +
+         group % 4 * kPanelRows + lane;
+}
+
+uint8_t* panel_of(const PanelStack& stack, int64_t matrix, int64_t panel) {
+  return const_cast<uint8_t*>(stack.matrix(matrix).panel(panel));
+}
+
+// A negative scale becomes a positive one of codes of the other sign: kernels look at no sign.
+void store_row(const PartRow& at, int64_t cols, uint8_t* panel, int lane) {
+  const uint8_t* codes = at.part->values + at.row * cols / 2;
+  const uint8_t* scales = at.part->block_scales + at.row * cols / nvfp4::kBlock;
+  std::memcpy(panel + lane * 4, &at.part->global_scale, 4);
+  for (int64_t g = 0; g < cols / nvfp4::kBlock; ++g) {
+    uint32_t words[2];
+    std::memcpy(words, codes + g * 8, 8);
+    if ((scales[g] & 0x80) != 0) words[0] ^= kCodeSigns, words[1] ^= kCodeSigns;
+    std::memcpy(word_at(panel, 2 * g, lane), &words[0], 4);
+    std::memcpy(word_at(panel, 2 * g + 1, lane), &words[1], 4);
+    *scale_at(panel, g, lane) = scales[g] & 0x7f;
+  }
+}
+
+// Two parts multiply their inputs by the same factors.
+bool same_factors(const WeightPart& a, const WeightPart& b, int64_t cols) {
+  if (a.input_scales == b.input_scales) return true;
+  if (a.input_scales == nullptr || b.input_scales == nullptr) return false;
+  for (int64_t k = 0; k < cols; ++k) {
+    if (stored_float(a.input_scales, a.input_scale_dtype, k) !=
+        stored_float(b.input_scales, b.input_scale_dtype, k)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The sets of factors, and the set of each panel.
+void keep_factors(const Weight& w, const RowRange& range, const Panels& panels,
+                  PackedWeight& owner) {
+  if (w.parts[0].input_scales == nullptr) return;
+  std::vector<const WeightPart*> sets;
+  for (int64_t i = 0; i < w.count * panels.count(); ++i) {
+    const int64_t row = i / panels.count() * w.rows + range.first + i % panels.count() * kPanelRows;
+    const WeightPart* part = find_row(w, row).part;
+    int set = int(sets.size()) - 1;
+    while (set >= 0 && !same_factors(*sets[size_t(set)], *part, w.cols)) --set;
+    if (set < 0) {
+      set = int(sets.size());
+      sets.push_back(part);
+      for (int64_t k = 0; k < w.cols; ++k) {
+        owner.input_factors.push_back(stored_float(part->input_scales, part->input_scale_dtype, k));
+      }
+    }
+    owner.factor_sets.push_back(set);
+  }
+}
+
+}  // namespace
+
+bool fits_nvfp4(const Weight& w, const RowRange& range) {
+  for (const WeightPart& part : w.parts) {
+    if (part.format != Format::kNvfp4) return false;
+    if ((part.input_scales == nullptr) != (w.parts[0].input_scales == nullptr)) return false;
+  }
+  // A part that begins inside a panel must not bring factors of its own.
+  int64_t row = 0;
+  for (size_t i = 0; i + 1 < w.parts.size(); ++i) {
+    row += w.parts[i].rows;
+    const int64_t in_range = row % w.rows - range.first;
+    const bool inside = in_range > 0 && in_range < range.count && in_range % kPanelRows != 0;
+    if (inside && !same_factors(w.parts[i], w.parts[i + 1], w.cols)) return false;
+  }
+  return true;
+}
+
+bool fits_nvfp4_keys(const Weight& w) {
+  for (const WeightPart& part : w.parts) {
+    if (part.format != Format::kNvfp4) return false;
+  }
+  for (int64_t h = 0; h < w.count; ++h) {
+    const WeightPart* first = find_row(w, h * w.rows).part;
+    if (find_row(w, h * w.rows + w.key_rows - 1).part != first) return false;
+  }
+  return true;
+}
+
+PanelStack pack_nvfp4(const Weight& w, const RowRange& range, Packer& packer) {
+  const PanelStack stack = packer.new_stack(nvfp4_panels(range.count, w.cols), w.count);
+  const int64_t panels = stack.first.count();
+  keep_factors(w, range, stack.first, packer.owner());
+  packer.pool().parallel_for(w.count * panels, [&](int64_t i) {
+    uint8_t* panel = panel_of(stack, i / panels, i % panels);
+    const int64_t first = i % panels * kPanelRows;
+    for (int lane = 0; lane < kPanelRows && first + lane < range.count; ++lane) {
+      const int64_t row = i / panels * w.rows + range.first + first + lane;
+      store_row(find_row(w, row), w.cols, panel, lane);
+    }
+  });
+  return stack;
+}
+
+// The 16 outputs of a panel are the 16 columns of a block, which share its scale: it multiplies the
+// input, and the panel's own scales are ones. What is a factor of an input elsewhere is one of an
+// output here.
+PanelStack pack_nvfp4_keys(const Weight& w, Packer& packer) {
+  const PanelStack stack = packer.new_stack(nvfp4_panels(w.cols, w.key_rows), w.count);
+  const int64_t panels = stack.first.count();
+  uint8_t* key_scales = packer.allocate(w.count * panels * w.key_rows);
+  packer.owner().key_scales = key_scales;
+  packer.pool().parallel_for(w.count * panels, [&](int64_t i) {
+    uint8_t* panel = panel_of(stack, i / panels, i % panels);
+    const int64_t first_row = i / panels * w.rows;
+    for (int lane = 0; lane < kPanelRows; ++lane) {
+      const WeightPart& part = *find_row(w, first_row).part;
+      float scale = part.global_scale;
+      if (part.input_scales != nullptr) {
+        const int64_t column = i % panels * kPanelRows + lane;
+        scale *= stored_float(part.input_scales, part.input_scale_dtype, column);
+      }
+      std::memcpy(panel + lane * 4, &scale, 4);
+      for (int64_t g = 0; g < (w.key_rows + 15) / 16; ++g) *scale_at(panel, g, lane) = kE4M3One;
+    }
+    for (int64_t d = 0; d < w.key_rows; ++d) {
+      const PartRow at = find_row(w, first_row + d);
+      const uint8_t* codes = at.part->values + (at.row * w.cols + i % panels * kPanelRows) / 2;
+      const uint8_t scale = at.part->block_scales[at.row * w.cols / nvfp4::kBlock + i % panels];
+      const uint8_t sign = (scale & 0x80) != 0 ? 8 : 0;
+      key_scales[i * w.key_rows + d] = scale & 0x7f;
+      for (int lane = 0; lane < kPanelRows; ++lane) {
+        const uint8_t code = uint8_t((codes[lane / 2] >> (lane % 2 * 4) & 15) ^ sign);
+        uint8_t* word = word_at(panel, d / kWordCodes, lane);
+        word[d % kWordCodes / 2] |= uint8_t(code << (d % 2 * 4));
+      }
+    }
+  });
+  return stack;
+}
+
+}  // namespace nibble

@@ -1,0 +1,135 @@
+// A row as a warp holds it: lane l has columns 8 l .. 8 l + 7 of each 256. Sums over a row are
+// taken in this order wherever a row's bits must be the same. Device code.
+#pragma once
+
+#include "backend/cuda/tile.cuh"
+
+namespace nibble::cuda {
+
+inline constexpr int kLaneColumns = 8;
+inline constexpr int kStepColumns = kWarp * kLaneColumns;
+
+// Eight columns as they lie in memory, aligned to 16 bytes.
+template <typename T>
+struct Columns {
+  uint4 words[sizeof(T) / 2];
+
+  __device__ __forceinline__ void load(const T* from) {
+#pragma unroll
+    for (int i = 0; i < int(sizeof(T) / 2); ++i) words[i] = reinterpret_cast<const uint4*>(from)[i];
+  }
+};
+
+__device__ __forceinline__ void unpack(const Columns<float>& c, float (&v)[kLaneColumns]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    v[4 * i] = __uint_as_float(c.words[i].x);
+    v[4 * i + 1] = __uint_as_float(c.words[i].y);
+    v[4 * i + 2] = __uint_as_float(c.words[i].z);
+    v[4 * i + 3] = __uint_as_float(c.words[i].w);
+  }
+}
+
+__device__ __forceinline__ void unpack(const Columns<bf16>& c, float (&v)[kLaneColumns]) {
+  const uint32_t words[4] = {c.words[0].x, c.words[0].y, c.words[0].z, c.words[0].w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[2 * i] = __uint_as_float(words[i] << 16);
+    v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ bool is_whole(const T* row, int64_t k, int64_t cols) {
+  return k + kLaneColumns <= cols && reinterpret_cast<uintptr_t>(row + k) % 16 == 0;
+}
+
+// Columns k .. k + 7 of a row of `cols`, zeros beyond.
+template <typename T>
+__device__ __forceinline__ void load_columns(const T* row, int64_t k, int64_t cols,
+                                             float (&v)[kLaneColumns]) {
+  if (is_whole(row, k, cols)) {
+    Columns<T> columns;
+    columns.load(row + k);
+    return unpack(columns, v);
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) v[i] = k + i < cols ? to_float(row[k + i]) : 0.0f;
+}
+
+// Those of them that the row has.
+template <typename T>
+__device__ __forceinline__ void store_columns(const float (&v)[kLaneColumns], int64_t k,
+                                              int64_t cols, T* row) {
+  if (is_whole(row, k, cols)) {
+    __align__(16) T values[kLaneColumns];
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; ++i) values[i] = from_float<T>(v[i]);
+    Columns<T> columns;
+    columns.load(values);
+#pragma unroll
+    for (int i = 0; i < int(sizeof(T) / 2); ++i) {
+      reinterpret_cast<uint4*>(row + k)[i] = columns.words[i];
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) {
+    if (k + i < cols) row[k + i] = from_float<T>(v[i]);
+  }
+}
+
+// The first steps of a row in registers.
+struct RowColumns {
+  static constexpr int kSteps = 8;
+  static constexpr int kColumns = kSteps * kStepColumns;
+  float v[kSteps][kLaneColumns];
+
+  // visit(k, v) for the steps that a row of `cols` has.
+  template <typename Visit>
+  __device__ __forceinline__ void for_each(int64_t cols, Visit visit) {
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      const int k = j * kStepColumns + int(threadIdx.x) % kWarp * kLaneColumns;
+      if (k < cols) visit(k, v[j]);
+    }
+  }
+  template <typename T>
+  __device__ __forceinline__ void load(const T* row, int64_t cols) {
+    for_each(cols, [&](int k, float(&to)[kLaneColumns]) { load_columns(row, k, cols, to); });
+  }
+};
+
+__device__ __forceinline__ float add_squares(const float (&x)[kLaneColumns], float sum) {
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) sum = fmaf(x[i], x[i], sum);
+  return sum;
+}
+
+__device__ __forceinline__ float add_products(const float (&x)[kLaneColumns],
+                                              const float (&w)[kLaneColumns], float sum) {
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) sum = fmaf(x[i], w[i], sum);
+  return sum;
+}
+
+// x += d
+__device__ __forceinline__ void add_columns(const float (&d)[kLaneColumns],
+                                            float (&x)[kLaneColumns]) {
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) x[i] += d[i];
+}
+
+// x = x * scale * gain
+__device__ __forceinline__ void scale_columns(float scale, const float (&gain)[kLaneColumns],
+                                              float (&x)[kLaneColumns]) {
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) x[i] = x[i] * scale * gain[i];
+}
+
+// Of a warp's lane sums of squares.
+__device__ __forceinline__ float norm_scale(float square, int64_t cols, float eps) {
+  return 1.0f / sqrtf(warp_sum(square) / float(cols) + eps);
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,60 @@
+#include "backend/cuda/experts.h"
+
+#include <algorithm>
+
+#include "backend/cuda/experts_products.h"
+
+namespace nibble::cuda {
+namespace {
+
+Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
+  return {static_cast<char*>(t.data) + size_t(first * t.stride) * dtype_bytes(t.dtype), t.dtype,
+          count, t.cols, t.stride};
+}
+
+size_t aligned(size_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
+
+// A step of at most kMaxTiledRows rows.
+void experts_of_rows(const Context& context, Tensor x, const Routing& routing,
+                     const Weight& gate_up, const Weight& down, Tensor out) {
+  const auto& gates = resident_as<PackedMatrices>(gate_up);
+  const auto& downs = resident_as<PackedMatrices>(down);
+  const int num_experts = int(gate_up.count);
+  const int64_t pairs = x.rows * routing.experts.cols;
+  const Results results{out.data, out.stride, out.dtype == DType::kF32, false};
+  if (x.rows > kMaxStreamedRows) {
+    void* memory = context.workspace.fit(experts_tiles_bytes(x, pairs, gates, downs, num_experts));
+    return experts_tiles(context, x, routing, gates, downs, num_experts, results, memory);
+  }
+  // Columns beyond the width are products of padding rows: zeros.
+  const int inner_cols = gates.tiles * kTileRows / 2;
+  const size_t inner_bytes = aligned(size_t(pairs * inner_cols) * sizeof(uint16_t));
+  auto* memory = static_cast<char*>(context.workspace.fit(inner_bytes + inputs_bytes(x)));
+  const Activations inner{memory, inner_cols, int(pairs), inner_cols};
+  const Activations inputs = inputs_of(context, x, memory + inner_bytes);
+  experts_stream(context, inputs, routing, gates, downs, num_experts, inner, results);
+}
+
+}  // namespace
+
+std::shared_ptr<const void> upload_experts(const Uploads& to, const Weight& host) {
+  return pack_matrices(to, host, /*halves=*/true);
+}
+
+void experts(const Context& context, Tensor x, const Routing& routing, const Weight& gate_up,
+             const Weight& down, Tensor out) {
+  CHECK(gate_up.rows == 2 * down.cols && gate_up.cols == x.cols && down.rows == out.cols &&
+            gate_up.count == down.count,
+        "%s", gate_up.name.c_str());
+  for (int64_t first = 0; first < x.rows; first += kMaxTiledRows) {
+    const int64_t count = std::min<int64_t>(kMaxTiledRows, x.rows - first);
+    const Routing part{rows_of(routing.experts, first, count),
+                       rows_of(routing.weights, first, count)};
+    experts_of_rows(context, rows_of(x, first, count), part, gate_up, down,
+                    rows_of(out, first, count));
+  }
+}
+
+}  // namespace nibble::cuda

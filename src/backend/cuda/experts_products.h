@@ -1,0 +1,24 @@
+// The two products of experts, by number of rows; both give a row the same bits.
+#pragma once
+
+#include "backend/backend.h"
+#include "backend/cuda/products.h"
+
+namespace nibble::cuda {
+
+// Rows that experts_tiles() takes at once, which bounds its workspace.
+inline constexpr int kMaxTiledRows = 2048;
+
+// For 1 .. kMaxStreamedRows rows. inner: room for a BF16 row a pair (row, slot).
+void experts_stream(const Context& context, const Activations& x, const Routing& routing,
+                    const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
+                    const Activations& inner, const Results& out);
+
+// For 1 .. kMaxTiledRows rows. `memory`: experts_tiles_bytes(), which includes all that it needs.
+size_t experts_tiles_bytes(const Tensor& x, int64_t pairs, const PackedMatrices& gate_up,
+                           const PackedMatrices& down, int num_experts);
+void experts_tiles(const Context& context, const Tensor& x, const Routing& routing,
+                   const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
+                   const Results& out, void* memory);
+
+}  // namespace nibble::cuda

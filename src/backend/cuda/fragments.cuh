@@ -1,0 +1,177 @@
+// Units of packed matrices (packed.h) on their way to the tensor cores, and activations as B
+// fragments in the same order of columns. Device code.
+//
+// A unit is fetched by one warp, each lane the bytes that it reads back itself, so that waiting for
+// its own copies is all the synchronization there is.
+#pragma once
+
+#include "backend/cuda/packed.h"
+#include "backend/cuda/products.h"
+#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/tile.cuh"
+
+namespace nibble::cuda {
+
+inline constexpr int kChunkInputs = 64;
+inline constexpr int kBlockInputs = 16;  // consecutive columns of a lane in a chunk
+
+// Through L1, for what other warps of the multiprocessor read too.
+__device__ __forceinline__ void copy_async_16_cached(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
+}
+
+__device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b) {
+  const __nv_bfloat162 product =
+      __hmul2(reinterpret_cast<const __nv_bfloat162&>(a), reinterpret_cast<__nv_bfloat162&>(b));
+  return reinterpret_cast<const uint32_t&>(product);
+}
+
+struct Nvfp4Unit {
+  static constexpr int kInputs = 128, kChunks = 2, kBytes = 1152, kProducts = 1;
+  static constexpr int kStages = 4;  // of a warp's ring
+
+  struct Registers {
+    uint32_t codes[2][4];
+    uint32_t scales[2][2];  // of rows g and g + 8, as pairs of BF16
+  };
+
+  static __device__ __forceinline__ void fetch(uint8_t* shared, const uint8_t* unit, int lane) {
+    copy_async_16(shared + lane * 16, unit + lane * 16);
+    copy_async_16(shared + 512 + lane * 16, unit + 512 + lane * 16);
+    copy_async_4(shared + 1024 + lane * 4, unit + 1024 + lane * 4);
+  }
+
+  static __device__ __forceinline__ Registers read(const uint8_t* shared, int lane) {
+    Registers r;
+    for (int c = 0; c < 2; ++c) {
+      const uint4 q = *reinterpret_cast<const uint4*>(shared + c * 512 + lane * 16);
+      r.codes[c][0] = q.x, r.codes[c][1] = q.y, r.codes[c][2] = q.z, r.codes[c][3] = q.w;
+    }
+    const uint32_t bytes = *reinterpret_cast<const uint32_t*>(shared + 1024 + lane * 4);
+    r.scales[0][0] = scale_pair(__byte_perm(bytes, 0, 0x4040));
+    r.scales[0][1] = scale_pair(__byte_perm(bytes, 0, 0x4141));
+    r.scales[1][0] = scale_pair(__byte_perm(bytes, 0, 0x4242));
+    r.scales[1][1] = scale_pair(__byte_perm(bytes, 0, 0x4343));
+    return r;
+  }
+
+  // The A fragment of product j of a chunk: e2m1 * 2^-126 times e4m3 * 2^106, exact.
+  static __device__ __forceinline__ void fragment(const Registers& r, int chunk, int j, int,
+                                                  uint32_t (&a)[4]) {
+    const uint32_t q = r.codes[chunk][j];
+    constexpr uint32_t kMagnitude = 0x01c001c0u, kSign = 0x80008000u;
+    const uint32_t low = r.scales[chunk][0], high = r.scales[chunk][1];
+    a[0] = multiply_pairs(q & (kMagnitude | kSign), low);
+    a[1] = multiply_pairs(((q << 3) & kMagnitude) | ((q << 1) & kSign), high);
+    a[2] = multiply_pairs(((q << 6) & kMagnitude) | ((q << 2) & kSign), low);
+    a[3] = multiply_pairs(((q >> 3) & kMagnitude) | ((q << 3) & kSign), high);
+  }
+
+ private:
+  // An E5M3 byte in both halves -> BF16: its exponent under the three highest exponent bits.
+  static __device__ __forceinline__ uint32_t scale_pair(uint32_t bytes) {
+    return bytes * 16 + 0x70007000u;
+  }
+};
+
+template <int products>
+struct ValueUnit {
+  static constexpr int kInputs = 64, kChunks = 1, kBytes = 2048 * products, kProducts = products;
+  static constexpr int kStages = 2;
+
+  struct Registers {
+    uint4 values[products][4];
+  };
+
+  static __device__ __forceinline__ void fetch(uint8_t* shared, const uint8_t* unit, int lane) {
+#pragma unroll
+    for (int j = 0; j < 4 * products; ++j) {
+      copy_async_16(shared + j * 512 + lane * 16, unit + j * 512 + lane * 16);
+    }
+  }
+
+  static __device__ __forceinline__ Registers read(const uint8_t* shared, int lane) {
+    Registers r;
+#pragma unroll
+    for (int j = 0; j < 4 * products; ++j) {
+      r.values[j / 4][j % 4] = *reinterpret_cast<const uint4*>(shared + j * 512 + lane * 16);
+    }
+    return r;
+  }
+
+  static __device__ __forceinline__ void fragment(const Registers& r, int, int j, int product,
+                                                  uint32_t (&a)[4]) {
+    const uint4 v = r.values[product][j];
+    a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
+  }
+};
+
+using Bf16Unit = ValueUnit<1>;
+using F32Unit = ValueUnit<2>;
+
+// Calls run(Unit()) with the unit of a matrix' format.
+template <typename Run>
+void with_unit(Format format, Run&& run) {
+  if (format == Format::kNvfp4) return run(Nvfp4Unit());
+  if (format == Format::kBF16) return run(Bf16Unit());
+  run(F32Unit());
+}
+
+// A lane's 16 columns from `column` on of `row`: the B registers 2j, 2j + 1 of the chunk's products
+// j. Zeros for a row < 0 and beyond the last column.
+__device__ __forceinline__ void load_inputs(const Activations& x, int64_t row, int column,
+                                            uint32_t (&b)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) b[i] = 0;
+  if (row < 0 || column >= x.cols) return;
+  const auto* from =
+      reinterpret_cast<const uint4*>(static_cast<const bf16*>(x.data) + row * x.stride + column);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint4 v = from[i];
+    b[4 * i] = v.x, b[4 * i + 1] = v.y, b[4 * i + 2] = v.z, b[4 * i + 3] = v.w;
+  }
+}
+
+// sum += the products of one chunk with a lane's inputs of 8 rows.
+template <typename Unit>
+__device__ __forceinline__ void multiply_chunk(float (&sum)[4], const typename Unit::Registers& r,
+                                               int chunk, const uint32_t (&b)[8]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const uint32_t pair[2] = {b[2 * j], b[2 * j + 1]};
+#pragma unroll
+    for (int p = 0; p < Unit::kProducts; ++p) {
+      uint32_t a[4];
+      Unit::fragment(r, chunk, j, p, a);
+      multiply_bf16(sum, a, pair);
+    }
+  }
+}
+
+// The matrix' row at `place` (0-15) of a tile, -1 for padding.
+__device__ __forceinline__ int row_of(const PackedMatrices& w, int tile, int place) {
+  if (!w.halves) return tile * 16 + place < w.rows ? tile * 16 + place : -1;
+  const int row = tile * 8 + place % 8;
+  return row < w.rows / 2 ? row + place / 8 * (w.rows / 2) : -1;
+}
+
+__device__ __forceinline__ void store(const Results& out, int64_t row, int64_t column,
+                                      float value) {
+  if (out.is_f32) {
+    float& cell = static_cast<float*>(out.data)[row * out.stride + column];
+    cell = out.accumulate ? cell + value : value;
+  } else {
+    bf16& cell = static_cast<bf16*>(out.data)[row * out.stride + column];
+    cell = from_float<bf16>(out.accumulate ? to_float(cell) + value : value);
+  }
+}
+
+}  // namespace nibble::cuda

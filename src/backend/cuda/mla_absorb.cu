@@ -1,0 +1,374 @@
+// kv_b's two halves for rows that attend absorbed, straight from its own format:
+//
+//   absorb_queries  q'[h][c] = scale sum_d q[h][d] kv_b[h][d][c]         K = 192, across kv_b's
+//   rows join_splits     out[h][n] = sum_c o[h][c] kv_b[h][192 + n][c]        K = 512, along kv_b's
+//   rows
+//
+// kv_b is the A factor, 8 rows of the batch are B's columns, so that one row and many take the same
+// products in the same order. A block of 8 warps: 128 columns of a head in 4 slices of K, or 64
+// outputs of a head in 2 slices; slices are added in order. kv_b is fetched before the predecessor
+// has ended.
+#include "backend/cuda/dtypes.h"
+#include "backend/cuda/mla_stages.h"
+#include "backend/cuda/rope.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kRows = 8;  // of the batch, at once
+
+// Absorbing: 2 chunks of 64 columns x 4 slices of 48 rows of kv_b.
+constexpr int kSlices = 4, kSliceSteps = kNope / kSlices / 16, kColumns = 128;
+constexpr int kColumnBlocks = kLatent / kColumns;
+constexpr int kSumsPitch = kColumns + 4;
+constexpr int kTurnedHeads = 2;  // of a block that rotates
+
+struct QueryBlocks {
+  int heads = 0, first_row = 0, num_rows = 0, tiles = 0;  // tiles of kRows a block
+  float scale = 0;
+  bool permuted = false;  // latents of each 8 in the order of place_in_8()
+};
+
+template <typename In, typename Out>
+__device__ void rotate_queries(const Matrix<In>& q, const Rope& rope, const QueryBlocks& b,
+                               const StepView& step, Out* out) {
+  const int begin = blockIdx.y * b.tiles * kRows;
+  const int count = min(b.tiles * kRows, b.num_rows - begin);
+  const int first_head = (blockIdx.x - b.heads * kColumnBlocks) * kTurnedHeads;
+  constexpr int kPairs = kTurnedHeads * (kRope / 2);
+  for (int i = threadIdx.x; i < count * kPairs; i += kThreads) {
+    const int row = begin + i / kPairs, pair = i % (kRope / 2);
+    const int head = first_head + i % kPairs / (kRope / 2);
+    if (head >= b.heads) continue;
+    const In* from = q.row(b.first_row + row) + head * kQuery + kNope + 2 * pair;
+    const float2 turned =
+        rotate(rope, step.positions[b.first_row + row], pair, to_float(from[0]), to_float(from[1]));
+    uint32_t* to = reinterpret_cast<uint32_t*>(out + (int64_t(row) * b.heads + head) * kRecord);
+    to[kLatent / 2 + pair] = pack(turned.x * b.scale, turned.y * b.scale, Out());
+  }
+}
+
+// Blocks: x = head and columns, then heads to rotate; y = rows.
+template <KvFormat format, typename In, typename Out>
+__global__ void __launch_bounds__(kThreads)
+    absorb_kernel(Matrix<In> q, LatentUp w, QueryBlocks b, Rope rope, StepView step, Out* out) {
+  using Up = UpRows<format>;
+  using Value = typename Up::Value;
+  __shared__ float sums[kSlices][kRows][kSumsPitch];
+  if (int(blockIdx.x) >= b.heads * kColumnBlocks) {
+    wait_for_predecessor();
+    let_successor_begin();
+    rotate_queries(q, rope, b, step, out);
+    return;
+  }
+  const int head = blockIdx.x / kColumnBlocks, columns = blockIdx.x % kColumnBlocks * kColumns;
+  const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
+  const int part = warp % 2, slice = warp / 2;
+  const int first = slice * kSliceSteps * 16 + t;  // of the head's rows of kv_b
+  uint32_t a[kSliceSteps][4][4];
+  float row_scales[kSliceSteps][4];
+#pragma unroll
+  for (int s = 0; s < kSliceSteps; ++s) {
+    const int64_t row = int64_t(head) * kUpRows + first + 16 * s;
+    Up::decode(Up::load_across(w, row, columns / 64 + part, g), a[s]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) row_scales[s][i] = Up::row_scale(w, row + 4 * i);
+  }
+  wait_for_predecessor();
+  let_successor_begin();
+  for (int tile = 0; tile < b.tiles; ++tile) {
+    const int begin = (blockIdx.y * b.tiles + tile) * kRows;
+    if (begin >= b.num_rows) return;
+    const bool is_row = begin + g < b.num_rows;
+    const In* from = q.row(b.first_row + (is_row ? begin + g : 0)) + head * kQuery + first;
+    float acc[4][4] = {};
+#pragma unroll
+    for (int s = 0; s < kSliceSteps; ++s) {
+      float x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        x[i] = is_row ? to_float(from[16 * s + 4 * i]) * row_scales[s][i] : 0.0f;
+      }
+      const uint32_t factor[2] = {pack(x[0], x[1], Value()), pack(x[2], x[3], Value())};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) multiply(acc[j], a[s][j], factor, Value());
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int column = part * 64 + 8 * g + 2 * j;
+      *reinterpret_cast<float2*>(&sums[slice][2 * t][column]) = make_float2(acc[j][0], acc[j][2]);
+      *reinterpret_cast<float2*>(&sums[slice][2 * t + 1][column]) =
+          make_float2(acc[j][1], acc[j][3]);
+    }
+    __syncthreads();
+    const int row = threadIdx.x / (kColumns / 8), eight = threadIdx.x % (kColumns / 8) * 8;
+    if (row >= kRows || begin + row >= b.num_rows) continue;
+    float y[8] = {};
+#pragma unroll
+    for (int s = 0; s < kSlices; ++s) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) y[i] += sums[s][row][eight + i];
+    }
+    const float scale = b.scale * w.scale * Up::kScale;
+    uint4 packed;
+    if (b.permuted) {
+      packed = make_uint4(
+          pack(y[0] * scale, y[4] * scale, Out()), pack(y[1] * scale, y[5] * scale, Out()),
+          pack(y[2] * scale, y[6] * scale, Out()), pack(y[3] * scale, y[7] * scale, Out()));
+    } else {
+      packed = make_uint4(
+          pack(y[0] * scale, y[1] * scale, Out()), pack(y[2] * scale, y[3] * scale, Out()),
+          pack(y[4] * scale, y[5] * scale, Out()), pack(y[6] * scale, y[7] * scale, Out()));
+    }
+    *reinterpret_cast<uint4*>(out + (int64_t(begin + row) * b.heads + head) * kRecord + columns +
+                              eight) = packed;
+  }
+}
+
+// Joining. A row's average over all splits is the sum over blocks of kBlockSplits splits, in order,
+// each the weighted sum of its splits; a warp makes a block. Few rows are joined by the blocks that
+// need them, many once, by average_kernel.
+constexpr int kBlockSplits = 4, kSlots = 16;  // block sums kept at once
+constexpr int kOutputs = 64, kInputPitch = kLatent + 8;
+constexpr int kFewRows = 2;
+
+struct JoinShared {
+  float blocks[kSlots][kLatent];
+  float top, weight;  // weight: 1 / the sum over splits of 2^(log_sum - top)
+};
+
+struct OutputBlocks {
+  int heads = 0, first_row = 0, num_rows = 0, slabs = 0;  // slabs of kOutputs a block
+};
+
+__device__ __forceinline__ void add_split(const uint4 (&v)[2], float weight, float (&sum)[16]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t words[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float2 pair = unpack(words[k], __half());
+      sum[8 * i + 2 * k] = fmaf(weight, pair.x, sum[8 * i + 2 * k]);
+      sum[8 * i + 2 * k + 1] = fmaf(weight, pair.y, sum[8 * i + 2 * k + 1]);
+    }
+  }
+}
+
+// The average of columns 2 threadIdx.x and the next, of the `splits` from `first` on.
+__device__ float2 join_row(const Partials& p, int64_t first, int splits, JoinShared& shared) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const float* logs = p.log_sums + first;
+  const int blocks = (splits + kBlockSplits - 1) / kBlockSplits;
+  float2 total = make_float2(0, 0);
+  for (int round = 0; round < blocks; round += kSlots) {
+    const int count = min(kSlots, blocks - round);
+    for (int slot = warp; slot < count; slot += kThreads / kWarp) {
+      uint4 raw[kBlockSplits][2];
+#pragma unroll
+      for (int i = 0; i < kBlockSplits; ++i) {
+        const int s = min((round + slot) * kBlockSplits + i, splits - 1);
+        const uint4* at = reinterpret_cast<const uint4*>(p.values + (first + s) * kLatent);
+        raw[i][0] = at[lane], raw[i][1] = at[kWarp + lane];
+      }
+      float top = -INFINITY, all = 0;
+      for (int s = lane; s < splits; s += kWarp) top = fmaxf(top, logs[s]);
+      top = warp_max(top);
+      for (int s = lane; s < splits; s += kWarp) all += power_of_two(logs[s] - top);
+      const float weight = 1.0f / warp_sum(all);
+      float sum[16] = {};
+#pragma unroll
+      for (int i = 0; i < kBlockSplits; ++i) {
+        const int s = (round + slot) * kBlockSplits + i;
+        if (s < splits) add_split(raw[i], power_of_two(logs[s] - top) * weight, sum);
+      }
+      float4* to = reinterpret_cast<float4*>(shared.blocks[slot]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const float* from = sum + 8 * i + 4 * k;
+          to[(i * kWarp + lane) * 2 + k] = make_float4(from[0], from[1], from[2], from[3]);
+        }
+      }
+    }
+    __syncthreads();
+    for (int slot = 0; slot < count; ++slot) {
+      const float2 sum = reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x];
+      total.x += sum.x, total.y += sum.y;
+    }
+    __syncthreads();
+  }
+  return total;
+}
+
+// Blocks: x = head, y = row. Averages in the order that kv_b's values have.
+template <KvFormat format>
+__global__ void __launch_bounds__(kThreads)
+    average_kernel(Partials p, OutputBlocks b, StepView step, uint16_t* out) {
+  using Up = UpRows<format>;
+  __shared__ JoinShared shared;
+  const int splits = splits_of(step.positions[b.first_row + blockIdx.y] + 1);
+  const int64_t index = int64_t(blockIdx.y) * b.heads + blockIdx.x;
+  wait_for_predecessor();
+  let_successor_begin();
+  const float2 average = join_row(p, index * p.max_splits, splits, shared);
+  const uint32_t pair = pack(average.x, average.y, typename Up::Value());
+  out[index * kLatent + Up::place(2 * threadIdx.x)] = uint16_t(pair);
+  out[index * kLatent + Up::place(2 * threadIdx.x + 1)] = uint16_t(pair >> 16);
+}
+
+// Blocks: x = head and slabs of outputs, y = rows. `averages`: where they are joined already.
+template <KvFormat format, typename Out>
+__global__ void __launch_bounds__(kThreads)
+    join_kernel(Partials p, const uint16_t* averages, LatentUp w, OutputBlocks b, StepView step,
+                Matrix<Out> out) {
+  using Up = UpRows<format>;
+  using Value = typename Up::Value;
+  constexpr int kSlabs = kValue / kOutputs, kChunks = kLatent / 64 / 2;  // chunks of a slice
+  __shared__ JoinShared shared;
+  __shared__ __align__(16) uint16_t input[kRows][kInputPitch];
+  __shared__ float slices[4][kWarp][4];
+  const int blocks_a_head = kSlabs / b.slabs;
+  const int head = blockIdx.x / blocks_a_head, first_slab = blockIdx.x % blocks_a_head * b.slabs;
+  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int tile = threadIdx.x / kWarp % 4, slice = threadIdx.x / kWarp / 4;
+  const int begin = blockIdx.y * kRows, rows = min(kRows, b.num_rows - begin);
+  typename Up::Along raw[kChunks][2];
+  const auto fetch = [&](int slab) {
+    const int64_t row = int64_t(head) * kUpRows + kNope + slab * kOutputs + tile * 16 + g;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      raw[c][0] = Up::load_along(w, row, slice * kChunks + c, t);
+      raw[c][1] = Up::load_along(w, row + 8, slice * kChunks + c, t);
+    }
+  };
+  if constexpr (format == KvFormat::kNvfp4) fetch(first_slab);
+  for (int i = threadIdx.x; i < kRows * kInputPitch / 8; i += kThreads) {
+    reinterpret_cast<uint4*>(input)[i] = make_uint4(0, 0, 0, 0);
+  }
+  wait_for_predecessor();
+  let_successor_begin();
+  __syncthreads();
+  if (averages == nullptr) {
+    for (int row = 0; row < rows; ++row) {
+      const int splits = splits_of(step.positions[b.first_row + begin + row] + 1);
+      const float2 average =
+          join_row(p, (int64_t(begin + row) * b.heads + head) * p.max_splits, splits, shared);
+      const uint32_t pair = pack(average.x, average.y, Value());
+      input[row][Up::place(2 * threadIdx.x)] = uint16_t(pair);
+      input[row][Up::place(2 * threadIdx.x + 1)] = uint16_t(pair >> 16);
+    }
+  } else {
+    for (int i = threadIdx.x; i < rows * (kLatent / 8); i += kThreads) {
+      const int row = i / (kLatent / 8), piece = i % (kLatent / 8);
+      reinterpret_cast<uint4*>(input[row])[piece] = reinterpret_cast<const uint4*>(
+          averages + (int64_t(begin + row) * b.heads + head) * kLatent)[piece];
+    }
+  }
+  if constexpr (format != KvFormat::kNvfp4) fetch(first_slab);  // too wide to hold meanwhile
+  __syncthreads();
+  for (int slab = first_slab; slab < first_slab + b.slabs; ++slab) {
+    float acc[kChunks][4] = {};
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      uint32_t low[4][2], high[4][2], x[8];
+      Up::decode(raw[c][0], low);
+      Up::decode(raw[c][1], high);
+      const uint16_t* from = &input[g][(slice * kChunks + c) * 64 + 16 * t];
+      *reinterpret_cast<uint4*>(x) = *reinterpret_cast<const uint4*>(from);
+      *reinterpret_cast<uint4*>(x + 4) = *reinterpret_cast<const uint4*>(from + 8);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint32_t a[4] = {low[j][0], high[j][0], low[j][1], high[j][1]};
+        const uint32_t factor[2] = {x[2 * j], x[2 * j + 1]};
+        multiply(acc[c], a, factor, Value());
+      }
+    }
+    if (slab + 1 < first_slab + b.slabs) fetch(slab + 1);
+    float sum[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] = (acc[0][i] + acc[1][i]) + (acc[2][i] + acc[3][i]);
+    if (slice == 1) {
+      *reinterpret_cast<float4*>(slices[tile][lane]) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    }
+    __syncthreads();
+    if (slice == 0) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = begin + 2 * t + i % 2;
+        const int n = slab * kOutputs + tile * 16 + g + i / 2 * 8;
+        if (row >= b.num_rows) continue;
+        const float scale =
+            w.scale * Up::kScale * Up::row_scale(w, int64_t(head) * kUpRows + kNope + n);
+        out.row(b.first_row + row)[head * kValue + n] =
+            from_float<Out>((sum[i] + slices[tile][lane][i]) * scale);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+template <typename Run>
+void with_format(KvFormat format, Run&& run) {
+  if (format == KvFormat::kNvfp4) return run(std::integral_constant<KvFormat, KvFormat::kNvfp4>());
+  run(std::integral_constant<KvFormat, KvFormat::kBF16>());
+}
+
+}  // namespace
+
+void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
+                    RowRange rows, LatentQueries out) {
+  const bool is_bf16 = out.format == KvFormat::kBF16 || out.format == KvFormat::kF32;
+  const int tiles = rows.count > 32 ? 4 : 1;
+  const QueryBlocks blocks{
+      .heads = shape.heads,
+      .first_row = rows.first,
+      .num_rows = rows.count,
+      .tiles = tiles,
+      .scale = float(std::numbers::log2e / std::sqrt(double(shape.query_dim()))),
+      .permuted = out.format == KvFormat::kNvfp4};
+  const Grid grid{
+      .blocks = {unsigned(shape.heads * kColumnBlocks) + blocks_for(shape.heads, kTurnedHeads),
+                 blocks_for(rows.count, tiles * kRows)},
+      .threads = kThreads};
+  const Rope rope = rope_of(shape.rope_dim, shape.rope_theta);
+  with_format(kv_b.format, [&](auto format) {
+    with_activation(q.dtype, [&]<typename In>(In) {
+      if (is_bf16) {
+        launch(context, grid, absorb_kernel<format(), In, bf16>, Matrix<In>(q), kv_b, blocks, rope,
+               context.step, static_cast<bf16*>(out.data));
+      } else {
+        launch(context, grid, absorb_kernel<format(), In, __half>, Matrix<In>(q), kv_b, blocks,
+               rope, context.step, static_cast<__half*>(out.data));
+      }
+    });
+  });
+}
+
+void join_splits(const Context& context, Partials partials, const LatentUp& kv_b,
+                 const MlaShape& shape, RowRange rows, void* averages, Tensor out) {
+  // Few rows: more blocks, each of which joins the splits again.
+  const bool few = rows.count <= kFewRows;
+  const int slabs = rows.count > 16 ? 4 : 1;
+  const OutputBlocks blocks{
+      .heads = shape.heads, .first_row = rows.first, .num_rows = rows.count, .slabs = slabs};
+  const Grid grid{.blocks = {unsigned(shape.heads * (kValue / kOutputs / slabs)),
+                             blocks_for(rows.count, kRows)},
+                  .threads = kThreads};
+  uint16_t* const joined = few ? nullptr : static_cast<uint16_t*>(averages);
+  with_format(kv_b.format, [&](auto format) {
+    if (!few) {
+      launch(context,
+             {.blocks = {unsigned(shape.heads), unsigned(rows.count)}, .threads = kThreads},
+             average_kernel<format()>, partials, blocks, context.step, joined);
+    }
+    with_activation(out.dtype, [&]<typename Out>(Out) {
+      launch(context, grid, join_kernel<format(), Out>, partials, joined, kv_b, blocks,
+             context.step, Matrix<Out>(out));
+    });
+  });
+}
+
+}  // namespace nibble::cuda
