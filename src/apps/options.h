@@ -89,17 +89,16 @@ struct CalibrationFlags {
 struct QuantizeFlags {
   QuantizeOptions quantize{};
   CalibrationFlags calibration{};
-  bool dry_run = false;
-};
-
-struct PlanOptions {
-  ModelOptions model{};
-  std::string gpu_memory{};  // such as 16303MiB; empty: of the card that is here
 };
 
 struct PruneFlags {
   PruneOptions prune{};
   CalibrationFlags calibration{};
+};
+
+struct PlanOptions {
+  ModelOptions model{};
+  std::string gpu_memory{};  // such as 16303MiB; empty: of the card that is here
 };
 
 struct BenchOptions {

@@ -10,8 +10,8 @@ int chat(const ChatOptions& options);
 int eval(const EvalOptions& options);
 int bench(const BenchOptions& options);
 int quantize(const QuantizeFlags& flags);
-int plan(const PlanOptions& options);
 int prune(const PruneFlags& flags);
+int plan(const PlanOptions& options);
 int version();
 
 }  // namespace nibble
