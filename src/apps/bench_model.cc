@@ -100,8 +100,7 @@ double ModelBench::distinct_experts(DecodePoint point) {
   if (cost_.expert_bytes == 0) return 0;
   double distinct = 0, layers = 0;
   runtime_.model->on_routing = [&](const Routing& routing) {
-    const Tensor& experts = routing.experts;  // columns of a wider tensor
-    const Tensor& chosen = routing.experts;   // columns of a wider table, perhaps
+    const Tensor& chosen = routing.experts;  // columns of a wider table, perhaps
     std::vector<int32_t> ids(size_t((chosen.rows - 1) * chosen.stride + chosen.cols));
     runtime_.backend->read(chosen.data, ids.data(), ids.size() * 4);
     std::set<int32_t> different;
