@@ -15,9 +15,10 @@ TEST(VllmFlags, ThePublishedCommandKeepsWhatHasAnEffect) {
        "--max-model-len", "11728", "--no-enable-prefix-caching", "--max-num-seqs", "1",
        "--gpu-memory-utilization", "0.97", "--enable-chunked-prefill", "--enforce-eager",
        "--num-gpu-blocks-override", "733"});
-  EXPECT_EQ(t.arguments, (Words{"MODEL", "--dtype", "bfloat16", "--kv-cache-dtype", "fp8_e4m3",
-                                "--max-model-len", "11728", "--no-enable-prefix-caching",
-                                "--max-num-seqs", "1", "--num-gpu-blocks-override", "733"}));
+  EXPECT_EQ(t.arguments,
+            (Words{"MODEL", "--dtype", "bfloat16", "--kv-cache-dtype", "fp8_e4m3",
+                   "--max-model-len", "11728", "--no-enable-prefix-caching", "--max-num-seqs", "1",
+                   "--gpu-memory-utilization", "0.97", "--num-gpu-blocks-override", "733"}));
   EXPECT_TRUE(t.warnings.empty());
 }
 
