@@ -93,6 +93,12 @@ Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format
   } else {
     const int64_t bytes = cache_bytes_of(o, backend);
     const int64_t page_bytes = page_bytes_of(o, config, format);
+    if (bytes < page_bytes && o.kv_cache_memory_bytes > 0) {
+      throw Error("--kv-cache-memory-bytes " + std::to_string(bytes) +
+                  ": holds no page of the cache; --max-model-len " +
+                  std::to_string(limits.max_model_len) + " needs " +
+                  std::to_string(pages_for(limits.max_model_len, o.block_size) * page_bytes));
+    }
     if (bytes < page_bytes) {
       throw Error("no memory is left for the cache: " + backend.description() +
                   " has too little beside the weights; give it more (--gpu-memory-utilization, "
