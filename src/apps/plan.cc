@@ -27,12 +27,16 @@ std::string mib(int64_t bytes) {
   return format_number(double(bytes) / kMiB, 0) + " MiB";
 }
 
-// A character for each 1/60 of the budget; what is there at all gets one.
+// A character for each 1/60 of the budget, or of what is needed where that is more; what is there
+// at all gets one.
 std::string bar_of(const std::vector<Piece>& pieces, int64_t budget) {
+  int64_t needed = 0;
+  for (const Piece& piece : pieces) needed += std::max<int64_t>(0, piece.bytes);
+  const int64_t whole = std::max(budget, needed);
   std::string bar;
   for (const Piece& piece : pieces) {
     if (piece.bytes <= 0) continue;
-    const double share = double(piece.bytes) / double(budget);
+    const double share = double(piece.bytes) / double(whole);
     bar.append(size_t(std::max(1, int(share * kBarWidth + 0.5))), piece.mark);
   }
   bar.resize(std::max<size_t>(bar.size(), kBarWidth), ' ');
