@@ -4,6 +4,8 @@
 #include <chrono>
 #include <set>
 
+#include "engine/scheduler.h"
+
 namespace nibble {
 namespace {
 
@@ -164,7 +166,8 @@ std::optional<PrefillSpeed> ModelBench::prefill(int prompt, int repetitions) {
     for (int first = 0; first < prompt; first += options.max_num_batched_tokens) {
       const int rows = std::min(options.max_num_batched_tokens, prompt - first);
       Batch batch{.tokens = std::vector<int32_t>(size_t(rows)),
-                  .segments = {{.num_rows = rows, .context = first}}};
+                  .segments = {
+                      {.num_rows = rows, .context = first, .expanded = prompt >= kExpandedTokens}}};
       for (int32_t& token : batch.tokens) token = id(random_);
       for (int64_t p = 0; p < pages; ++p) batch.pages.push_back(int32_t(p));
       if (first + rows == prompt) batch.logit_rows = {rows - 1};

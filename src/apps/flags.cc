@@ -78,8 +78,9 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
       ->capture_default_str()
       ->check(CLI::Range(1, 65536))
       ->type_name("N");
-  group->add_option("--max-num-batched-tokens", o.max_num_batched_tokens, "tokens of one step")
-      ->capture_default_str()
+  group
+      ->add_option("--max-num-batched-tokens", o.max_num_batched_tokens,
+                   "tokens of one step (default: 2048; 8192 on a card with 24 GiB or more)")
       ->check(CLI::Range(1, 1 << 20))
       ->type_name("N");
   add_memory_flags(*group, o);

@@ -29,7 +29,7 @@ int64_t packed_bytes(const Weight& w) {
 
 // The larger of what grouped experts and expanded attention keep for a step of `rows`.
 int64_t workspace_bytes_of(const GlmConfig& c, int64_t rows) {
-  constexpr int64_t kGroupedRows = 2048, kSlabPositions = 4096, kBF16 = 2, kF32 = 4;
+  constexpr int64_t kGroupedRows = 8192, kSlabPositions = 4096, kBF16 = 2, kF32 = 4;
   const int64_t pairs = std::min(rows, kGroupedRows) * (c.top_k + c.shared_experts);
   const int64_t experts = pairs * (c.hidden * (kF32 + kBF16) +
                                    int64_t(c.expert_dim) * kBF16);  // products, inputs, inner
@@ -59,6 +59,11 @@ int64_t card_bytes(const Weight& w) {
   return 0;
 }
 
+int batched_tokens_of(const ModelOptions& options, int64_t budget_bytes) {
+  if (options.max_num_batched_tokens > 0) return options.max_num_batched_tokens;
+  return budget_bytes >= kPlentyOfCardBytes ? 8192 : 2048;
+}
+
 MemoryPlan plan_card(const GlmConfig& config, const GlmWeights& weights,
                      const ModelOptions& options, int64_t budget_bytes) {
   MemoryPlan plan{.budget_bytes = budget_bytes, .context_bytes = kContextBytes};
@@ -67,11 +72,11 @@ MemoryPlan plan_card(const GlmConfig& config, const GlmWeights& weights,
     const bool on_host = w.use == Use::kTable && budget_bytes < kPlentyOfCardBytes;
     (on_host ? plan.host_bytes : plan.weights_bytes) += card_bytes(w);
   });
-  const EngineOptions engine{.max_num_seqs = options.max_num_seqs,
-                             .max_num_batched_tokens = options.max_num_batched_tokens};
-  plan.activation_bytes = GlmFlash::scratch_bytes(
-      config, DType::kBF16, options.max_num_batched_tokens, Engine::logit_rows(engine));
-  plan.workspace_bytes = workspace_bytes_of(config, options.max_num_batched_tokens);
+  const int rows = batched_tokens_of(options, budget_bytes);
+  const EngineOptions engine{.max_num_seqs = options.max_num_seqs, .max_num_batched_tokens = rows};
+  plan.activation_bytes =
+      GlmFlash::scratch_bytes(config, DType::kBF16, rows, Engine::logit_rows(engine));
+  plan.workspace_bytes = workspace_bytes_of(config, rows);
   return plan;
 }
 

@@ -27,6 +27,10 @@ struct MemoryPlan {
 // With less than this the embedding stays in host memory.
 inline constexpr int64_t kPlentyOfCardBytes = int64_t(24) << 30;
 
+// Tokens of a step where --max-num-batched-tokens does not say: long steps fill a card's tiles
+// better. `budget_bytes`: of a card; 0 without one.
+int batched_tokens_of(const ModelOptions& options, int64_t budget_bytes);
+
 // `budget_bytes`: of the card, see card_budget_bytes().
 MemoryPlan plan_card(const GlmConfig& config, const GlmWeights& weights,
                      const ModelOptions& options, int64_t budget_bytes);

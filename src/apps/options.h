@@ -23,7 +23,7 @@ struct ModelOptions {
   std::string kv_cache_dtype = "auto";
   std::string max_model_len{};  // tokens, 1k = 1000, 1K = 1024, "auto"; empty: the model's
   int max_num_seqs = 256;
-  int max_num_batched_tokens = 2048;
+  int max_num_batched_tokens = 0;  // 0: batched_tokens_of()
   int block_size = 16;
   int64_t num_gpu_blocks_override = 0;   // pages of the cache; 0: by memory
   int64_t kv_cache_memory_bytes = 0;     // 0: what is left of the card's, a share of the host's

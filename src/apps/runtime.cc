@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "apps/memory_plan.h"
 #include "apps/model_files.h"
 #include "apps/terminal.h"
 #include "base/error.h"
@@ -178,13 +179,20 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                  std::function<void()> on_step)
     : config(config_of(o, folder)), kv_format(kv_format_of(o)) {
   check_quantization(o.quantization, config);
-  if (o.max_num_batched_tokens < o.max_num_seqs) {
-    throw Error("--max-num-batched-tokens " + std::to_string(o.max_num_batched_tokens) +
+  backend = create_backend({.device = o.device,
+                            .threads = o.threads,
+                            .exact = is_exact(o.dtype),
+                            .card_memory_bytes = card_limit_bytes(o)});
+  const int64_t budget =
+      backend->is_card() ? card_budget_bytes(o, backend->memory().total_bytes) : 0;
+  const int batched_tokens = batched_tokens_of(o, budget);
+  if (batched_tokens < o.max_num_seqs) {
+    throw Error("--max-num-batched-tokens " + std::to_string(batched_tokens) +
                 " is less than --max-num-seqs " + std::to_string(o.max_num_seqs) +
                 ": a step decodes a token of each sequence");
   }
   EngineOptions engine_options{.max_num_seqs = o.max_num_seqs,
-                               .max_num_batched_tokens = o.max_num_batched_tokens,
+                               .max_num_batched_tokens = batched_tokens,
                                .page_size = o.block_size,
                                .kv_format = kv_format,
                                .prefix_caching = o.prefix_caching,
@@ -192,15 +200,11 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                                .seed = o.seed,
                                .eos_token_ids = config.eos_token_ids,
                                .on_step = std::move(on_step)};
-  backend = create_backend({.device = o.device,
-                            .threads = o.threads,
-                            .exact = is_exact(o.dtype),
-                            .card_memory_bytes = card_limit_bytes(o)});
   weights = o.load_format == "dummy" ? dummy_weights(config)
                                      : GlmWeights::load(Checkpoint::open(folder), config);
   if (o.full_logits) weights.lm_head.use = Use::kLinear;
   upload_weights();
-  model = std::make_unique<GlmFlash>(config, weights, *backend, o.max_num_batched_tokens,
+  model = std::make_unique<GlmFlash>(config, weights, *backend, batched_tokens,
                                      Engine::logit_rows(engine_options));
   if (backend->is_card()) warm_up(engine_options);
   const Limits limits = limits_of(o, config, kv_format, *backend);
@@ -220,11 +224,19 @@ void Runtime::warm_up(const EngineOptions& o) {
   layer.data = backend->allocate(size_t(pages * kv_page_bytes(layer)));
   const std::vector<KvLayer> caches(size_t(config.num_layers), layer);
 
-  Batch prompt{.tokens = std::vector<int32_t>(size_t(o.max_num_batched_tokens)),
-               .segments = {{.num_rows = o.max_num_batched_tokens}},
-               .logit_rows = {0}};
-  for (int64_t p = 0; p < pages; ++p) prompt.pages.push_back(int32_t(p));
-  model->forward(prompt, caches);
+  // A prompt in each of the two orders that attention has, the expanded one behind a context of
+  // more positions than are expanded at once.
+  for (const bool expanded : {false, true}) {
+    const int rows = std::min(o.max_num_batched_tokens, config.max_positions);
+    const int context = expanded ? std::min(config.max_positions - rows, kMostSplitContext) : 0;
+    Batch prompt{.tokens = std::vector<int32_t>(size_t(rows)),
+                 .segments = {{.num_rows = rows, .context = context, .expanded = expanded}},
+                 .logit_rows = {0}};
+    for (int64_t p = 0; p < pages_for(context + rows, o.page_size); ++p) {
+      prompt.pages.push_back(int32_t(p % pages));
+    }
+    model->forward(prompt, caches);
+  }
 
   // Every sequence so long that kernels split it as often as they ever do, all in the same pages.
   const int context = std::min(config.max_positions, kMostSplitContext) - 1;

@@ -57,6 +57,7 @@ struct RouterShape {
 struct Routing {   // per row: its experts, the chosen before the shared ones, and their weights
   Tensor experts;  // [T, top_k + num_shared] i32
   Tensor weights;  // [T, top_k + num_shared] f32
+  int num_shared = 0;
 };
 
 struct SampleResult {

@@ -5,15 +5,6 @@
 #include "base/check.h"
 
 namespace nibble {
-namespace {
-
-// A prompt with so many tokens to compute is computed with keys and values expanded: from here on
-// that is faster. All its chunks are, however long, and what follows the prompt is not, since how
-// chunks are cut depends on the other sequences and a token's bits must not.
-constexpr int kExpandedTokens = 256;
-
-}  // namespace
-
 Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options), pool_(options.num_pages), prefix_cache_(pool_, options.page_size) {
   CHECK(options.max_logit_rows >= options.max_num_seqs);

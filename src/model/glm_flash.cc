@@ -134,11 +134,13 @@ void GlmFlash::feed_forward(const GlmLayer& w, bool dense, Tensor h, Tensor out)
   RouterShape router = config_.router();
   router.num_shared = int(w.experts_down.count) - config_.num_experts;
   const int64_t columns = router.top_k + router.num_shared;
-  Routing routing{scratch(h.rows, columns, DType::kI32), scratch(h.rows, columns, DType::kF32)};
+  Routing routing{.experts = scratch(h.rows, columns, DType::kI32),
+                  .weights = scratch(h.rows, columns, DType::kF32),
+                  .num_shared = router.num_shared};
   backend_.route(h, w.router, w.router_bias, router, routing);
   if (on_routing) {
-    on_routing(
-        {routing.experts.columns(0, router.top_k), routing.weights.columns(0, router.top_k)});
+    on_routing({.experts = routing.experts.columns(0, router.top_k),
+                .weights = routing.weights.columns(0, router.top_k)});
   }
   backend_.experts(h, routing, w.experts_gate_up, w.experts_down, out);
   if (w.feed_forward.down.empty()) return;

@@ -1,5 +1,6 @@
-// A row as a warp holds it: lane l has columns 8 l .. 8 l + 7 of each 256. Sums over a row are
-// taken in this order wherever a row's bits must be the same. Device code.
+// A row as a warp holds it: lane l has columns 8 l .. 8 l + 7 of each step of 256. Sums over a row
+// are taken in one order, by a warp or by several: a lane's of each step from zero, then over the
+// steps, then over the lanes as a tree. Device code.
 #pragma once
 
 #include "backend/cuda/tile.cuh"
@@ -100,14 +101,16 @@ struct RowColumns {
   }
 };
 
-__device__ __forceinline__ float add_squares(const float (&x)[kLaneColumns], float sum) {
+__device__ __forceinline__ float squares(const float (&x)[kLaneColumns]) {
+  float sum = 0;
 #pragma unroll
   for (int i = 0; i < kLaneColumns; ++i) sum = fmaf(x[i], x[i], sum);
   return sum;
 }
 
-__device__ __forceinline__ float add_products(const float (&x)[kLaneColumns],
-                                              const float (&w)[kLaneColumns], float sum) {
+__device__ __forceinline__ float products(const float (&x)[kLaneColumns],
+                                          const float (&w)[kLaneColumns]) {
+  float sum = 0;
 #pragma unroll
   for (int i = 0; i < kLaneColumns; ++i) sum = fmaf(x[i], w[i], sum);
   return sum;

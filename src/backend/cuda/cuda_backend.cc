@@ -21,6 +21,8 @@ CudaBackend::CudaBackend(const Options& options)
     : options_(options), device_(cuda::open_device(options.device)) {
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   read_buffer_ = cuda::PinnedMemory(kReadBufferBytes);
+  arrived_ = cuda::DeviceMemory(sizeof(unsigned));
+  CUDA_CHECK(cudaMemset(arrived_.data(), 0, arrived_.size()));
 }
 
 CudaBackend::~CudaBackend() {
@@ -33,6 +35,8 @@ cuda::Context CudaBackend::context() {
   const cuda::Context context = context_as_is();
   if (norm_) cuda::add_rms_norm(context, *norm_);
   norm_.reset();
+  if (store_) cuda::mla_store(context, *store_);
+  store_.reset();
   return context;
 }
 
@@ -75,7 +79,7 @@ void* CudaBackend::allocate(size_t bytes) {
 
 void CudaBackend::free(void* memory) {
   if (memory == nullptr) return;
-  if (cudaStreamSynchronize(stream_) != cudaSuccess) norm_.reset();
+  if (cudaStreamSynchronize(stream_) != cudaSuccess) norm_.reset(), store_.reset();
   context();
   cudaStreamSynchronize(stream_);  // on a lost card, too, memory is given back
   replay_.clear();                 // a record may hold its address
@@ -150,6 +154,7 @@ void CudaBackend::embed(const Weight& table, const Batch&, Tensor out) {
 void CudaBackend::add_rms_norm(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) {
   context();
   norm_ = cuda::norm_of(x, delta, gain, eps, out);
+  norm_->arrived = arrived_.as<unsigned>();
 }
 
 void CudaBackend::gather_rows(Tensor x, const Batch&, Tensor out) {
@@ -157,6 +162,10 @@ void CudaBackend::gather_rows(Tensor x, const Batch&, Tensor out) {
 }
 
 void CudaBackend::linear(Tensor x, const Weight& w, Tensor out, bool accumulate) {
+  if (norm_ && norm_->out.data == x.data && cuda::can_multiply_norm(*norm_, w)) {
+    cuda::norm_and_linear(context_as_is(), *norm_, w, out, accumulate);
+    return norm_.reset();
+  }
   cuda::linear(context(), x, w, out, accumulate);
 }
 
@@ -166,11 +175,16 @@ void CudaBackend::silu_mul(Tensor gate_up, Tensor out) {
 
 void CudaBackend::mla_store(Tensor kv, const Weight& gain, const MlaShape& shape, const Batch&,
                             const KvLayer& cache) {
-  cuda::mla_store(context(), kv, gain, shape, cache);
+  context();
+  store_ = cuda::store_of(kv, gain, shape, cache);
 }
 
 void CudaBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
                                 const Batch& batch, const KvLayer& cache, Tensor out) {
+  if (store_ && !norm_ && cuda::can_store_and_attend(*store_, batch)) {
+    cuda::mla_attention(context_as_is(), q, kv_b, shape, batch, cache, out, &*store_);
+    return store_.reset();
+  }
   cuda::mla_attention(context(), q, kv_b, shape, batch, cache, out);
 }
 

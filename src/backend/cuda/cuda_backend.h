@@ -10,6 +10,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/launch.h"
+#include "backend/cuda/mla.h"
 #include "backend/cuda/replay.h"
 #include "backend/cuda/rows.h"
 #include "backend/cuda/sample.h"
@@ -72,8 +73,10 @@ class CudaBackend : public Backend {
   cuda::Workspace workspace_;
   cuda::StepArrays step_;
   cuda::Replay replay_;
-  // Held back until the next operation, which may take it into its own kernel.
+  // Held back until the next operation, which may take them into its own kernel.
   std::optional<cuda::Norm> norm_;
+  std::optional<cuda::Store> store_;
+  cuda::DeviceMemory arrived_;  // Norm::arrived
   int recorded_generation_ = 0;
   cuda::Sampler sampler_;
   cuda::PinnedMemory read_buffer_;

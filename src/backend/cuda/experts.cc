@@ -51,7 +51,7 @@ void experts(const Context& context, Tensor x, const Routing& routing, const Wei
   for (int64_t first = 0; first < x.rows; first += kMaxTiledRows) {
     const int64_t count = std::min<int64_t>(kMaxTiledRows, x.rows - first);
     const Routing part{rows_of(routing.experts, first, count),
-                       rows_of(routing.weights, first, count)};
+                       rows_of(routing.weights, first, count), routing.num_shared};
     experts_of_rows(context, rows_of(x, first, count), part, gate_up, down,
                     rows_of(out, first, count));
   }

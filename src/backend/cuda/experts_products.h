@@ -7,7 +7,7 @@
 namespace nibble::cuda {
 
 // Rows that experts_tiles() takes at once, which bounds its workspace.
-inline constexpr int kMaxTiledRows = 2048;
+inline constexpr int kMaxTiledRows = 8192;
 
 // For 1 .. kMaxStreamedRows rows. inner: room for a BF16 row a pair (row, slot).
 void experts_stream(const Context& context, const Activations& x, const Routing& routing,

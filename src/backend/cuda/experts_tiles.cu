@@ -16,7 +16,7 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kSortThreads = 256;
+constexpr int kSortThreads = 1024;
 constexpr int kCombineThreads = 256;
 constexpr int kMaxExperts = 1024;
 constexpr int kSmallestTile = 64, kLargestTile = 128;  // rows of activations
@@ -33,44 +33,55 @@ struct Sorted {
   int tile_rows = 0;
 };
 
-// A block an expert: counts all pairs, then places its own.
+// A block an expert: its warps count all pairs, a run of them each, then place the expert's own.
 __global__ void __launch_bounds__(kSortThreads)
     sort_pairs_kernel(Matrix<const int32_t> experts, int num_experts, Sorted out) {
   __shared__ int counts[kMaxExperts];
   __shared__ int warp_counts[kSortThreads / kWarp];
   const int top_k = int(experts.cols), pairs = int(experts.rows) * top_k;
   const int expert = int(blockIdx.x), warp = int(threadIdx.x) / kWarp;
+  const int lane = int(threadIdx.x) % kWarp;
+  constexpr int kWarps = kSortThreads / kWarp, kLoads = 4;
+  const int run = (pairs + kWarps * kWarp - 1) / (kWarps * kWarp) * kWarp;
+  const int begin = min(pairs, warp * run), end = min(pairs, begin + run);
   let_successor_begin();
   wait_for_predecessor();
   for (int e = int(threadIdx.x); e < num_experts; e += kSortThreads) counts[e] = 0;
   __syncthreads();
-  const auto id_of = [&](int pair) { return __ldcg(experts.row(pair / top_k) + pair % top_k); };
-  for (int i = int(threadIdx.x); i < pairs; i += kSortThreads) atomicAdd(counts + id_of(i), 1);
+  const bool is_dense = experts.stride == top_k;
+  const auto id_of = [&](int pair) {
+    if (pair >= end) return -1;
+    return is_dense ? experts.data[pair] : experts.row(pair / top_k)[pair % top_k];
+  };
+  int own = 0;
+  for (int i = begin + lane; i < begin + run; i += kLoads * kWarp) {
+    int ids[kLoads];
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) ids[k] = id_of(i + k * kWarp);
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (ids[k] >= 0) atomicAdd(counts + ids[k], 1);
+      own += __popc(__ballot_sync(0xffffffffu, ids[k] == expert));
+    }
+  }
+  if (lane == 0) warp_counts[warp] = own;
   __syncthreads();
   int first = 0, tile = 0;
   for (int e = 0; e < expert; ++e) {
     first += counts[e];
     tile += (counts[e] + out.tile_rows - 1) / out.tile_rows;
   }
-  const int own = counts[expert], tiles = (own + out.tile_rows - 1) / out.tile_rows;
+  const int all = counts[expert], tiles = (all + out.tile_rows - 1) / out.tile_rows;
   for (int i = int(threadIdx.x); i < tiles; i += kSortThreads) {
     const int done = i * out.tile_rows;
-    out.tiles[tile + i] = {expert, first + done, min(out.tile_rows, own - done)};
+    out.tiles[tile + i] = {expert, first + done, min(out.tile_rows, all - done)};
   }
   if (expert == num_experts - 1 && threadIdx.x == 0) *out.num_tiles = tile + tiles;
-  for (int base = 0; base < pairs; base += kSortThreads) {
-    const int i = base + int(threadIdx.x);
-    const bool mine = i < pairs && id_of(i) == expert;
-    const unsigned votes = __ballot_sync(0xffffffffu, mine);
-    if (threadIdx.x % kWarp == 0) warp_counts[warp] = __popc(votes);
-    __syncthreads();
-    int place = first + __popc(votes & ((1u << threadIdx.x % kWarp) - 1));
-    for (int w = 0; w < kSortThreads / kWarp; ++w) {
-      if (w < warp) place += warp_counts[w];
-      first += warp_counts[w];
-    }
-    if (mine) out.order[place] = i;
-    __syncthreads();
+  for (int w = 0; w < warp; ++w) first += warp_counts[w];
+  for (int i = begin + lane; i < begin + run; i += kWarp) {
+    const unsigned votes = __ballot_sync(0xffffffffu, id_of(i) == expert);
+    if (votes >> lane & 1) out.order[first + __popc(votes & ((1u << lane) - 1))] = i;
+    first += __popc(votes);
   }
 }
 

@@ -39,16 +39,20 @@ void allow_shared(Kernel* kernel, size_t bytes) {
 template <typename... Params, typename... Args>
 void launch(const Context& context, const Grid& grid, void (*kernel)(Params...), Args&&... args) {
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
-  cudaLaunchAttribute dependent{};
-  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  dependent.val.programmaticStreamSerializationAllowed = 1;
+  // One division of the multiprocessor's memory for all kernels: two that want it different cannot
+  // be there together.
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  attributes[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
   config.blockDim = dim3(unsigned(grid.threads));
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = context.stream;
-  config.attrs = &dependent;
-  config.numAttrs = context.device.has_dependent_launch() ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = context.device.has_dependent_launch() ? 2 : 1;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...));
 }
 

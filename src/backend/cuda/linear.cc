@@ -35,4 +35,16 @@ void linear(const Context& context, Tensor x, const Weight& w, Tensor out, bool 
   }
 }
 
+bool can_multiply_norm(const Norm& norm, const Weight& w) {
+  return norm.out.cols == w.cols && can_stream_norm(norm, resident_as<PackedMatrices>(w));
+}
+
+void norm_and_linear(const Context& context, const Norm& norm, const Weight& w, Tensor out,
+                     bool accumulate) {
+  CHECK(norm.out.cols == w.cols && out.cols == w.rows && norm.x.rows == out.rows, "%s",
+        w.name.c_str());
+  const Results results{out.data, out.stride, out.dtype == DType::kF32, accumulate};
+  norm_and_linear_stream(context, norm, resident_as<PackedMatrices>(w), results);
+}
+
 }  // namespace nibble::cuda

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "backend/cuda/launch.h"
+#include "backend/cuda/rows.h"
 #include "backend/cuda/weights.h"
 #include "base/tensor.h"
 #include "quant/weight.h"
@@ -16,5 +17,10 @@ std::shared_ptr<const void> upload_linear(const Uploads& to, const Weight& host)
 // x [T, K] BF16 or F32 (rounded to BF16 first), w [N, K], out [T, N] BF16 or F32; `accumulate`:
 // out += x w^T. Any stride and column offset; the order of the sum over K is the same for any T.
 void linear(const Context& context, Tensor x, const Weight& w, Tensor out, bool accumulate);
+
+// The same of a norm's output, and the norm itself, in one kernel.
+bool can_multiply_norm(const Norm& norm, const Weight& w);
+void norm_and_linear(const Context& context, const Norm& norm, const Weight& w, Tensor out,
+                     bool accumulate);
 
 }  // namespace nibble::cuda

@@ -11,6 +11,7 @@ namespace {
 
 // Rows whose partial outputs exceed this are attended to in several passes.
 constexpr size_t kPartialBytes = size_t(64) << 20;
+constexpr int64_t kMaxStoredAlong = 64;
 
 template <typename T>
 T* copy_to_card(const Uploads& to, const std::vector<T>& values) {
@@ -22,7 +23,7 @@ T* copy_to_card(const Uploads& to, const std::vector<T>& values) {
 }
 
 void attend_absorbed(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
-                     RowRange rows, const KvLayer& cache, Tensor out) {
+                     RowRange rows, const KvLayer& cache, Tensor out, const Store* store) {
   const int splits = most_splits(context.step.length_bound);
   const size_t query_bytes = size_t(shape.heads) * kRecord * sizeof(uint16_t);
   const size_t value_bytes = size_t(shape.heads) * size_t(splits) * kLatent * sizeof(__half);
@@ -39,7 +40,7 @@ void attend_absorbed(const Context& context, Tensor q, const LatentUp& kv_b, con
       .max_splits = splits};
   for (int first = 0; first < rows.count; first += at_once) {
     const RowRange pass{rows.first + first, std::min(at_once, rows.count - first)};
-    absorb_queries(context, q, kv_b, shape, pass, queries);
+    absorb_queries(context, q, kv_b, shape, pass, queries, store);
     attend_splits(context, queries, shape, pass, cache, partials);
     join_splits(context, partials, kv_b, shape, pass, queries.data, out);
   }
@@ -115,8 +116,15 @@ std::shared_ptr<const void> upload_latent_up(const Uploads& to, const Weight& ho
   return std::make_shared<LatentUp>(up);
 }
 
+// Where rows follow their own segments' earlier rows pass by pass, none attends to one that is
+// still to be stored.
+bool can_store_and_attend(const Store& store, const Batch& batch) {
+  return store.kv.rows <= kMaxStoredAlong && store.kv.rows == batch.rows() &&
+         std::ranges::none_of(batch.segments, [](const Segment& s) { return s.expanded; });
+}
+
 void mla_attention(const Context& context, Tensor q, const Weight& kv_b, const MlaShape& shape,
-                   const Batch& batch, const KvLayer& cache, Tensor out) {
+                   const Batch& batch, const KvLayer& cache, Tensor out, const Store* store) {
   CHECK(shape.nope_dim == kNope && shape.rope_dim == kRope && shape.value_dim == kValue &&
             shape.latent_dim == kLatent,
         "heads of %d + %d, %d over a latent of %d", shape.nope_dim, shape.rope_dim, shape.value_dim,
@@ -124,7 +132,7 @@ void mla_attention(const Context& context, Tensor q, const Weight& kv_b, const M
   const LatentUp& up = resident_as<LatentUp>(kv_b);
   RowRange absorbed;  // the last of them, grown while segments follow each other
   const auto attend = [&] {
-    if (absorbed.count > 0) attend_absorbed(context, q, up, shape, absorbed, cache, out);
+    if (absorbed.count > 0) attend_absorbed(context, q, up, shape, absorbed, cache, out, store);
     absorbed.count = 0;
   };
   for (const Segment& segment : batch.segments) {

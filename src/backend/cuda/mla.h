@@ -20,15 +20,27 @@ namespace nibble::cuda {
 // Use::kLatentUp: NVFP4 as it is, all else as BF16; row-major.
 std::shared_ptr<const void> upload_latent_up(const Uploads& to, const Weight& host);
 
-// Positions and pages are those of context.step. kv [T, latent + rope] BF16 or F32; the gain as
-// upload_rows() leaves it.
-void mla_store(const Context& context, Tensor kv, const Weight& gain, const MlaShape& shape,
-               const KvLayer& cache);
+// A call of mla_store: kv [T, latent + rope] BF16 or F32, the gain as upload_rows() leaves it.
+struct Store {
+  Tensor kv{};
+  const float* gain = nullptr;
+  MlaShape shape{};
+  KvLayer cache{};
+};
+Store store_of(Tensor kv, const Weight& gain, const MlaShape& shape, const KvLayer& cache);
+
+// Positions and pages are those of context.step.
+void mla_store(const Context& context, const Store& store);
+
+// Whether mla_attention() takes the batch's store along: few rows, none of them expanded.
+bool can_store_and_attend(const Store& store, const Batch& batch);
 
 // q [T, heads * query_dim], out [T, heads * value_dim], BF16 or F32. `batch` is that of
 // context.step. Where every segment is one row that is not expanded, grids depend on sizes in
 // context.step alone, so that a recorded step holds for all contexts within its length_bound.
+// `store`: to be done before, by kernels of its own or by the first of these.
 void mla_attention(const Context& context, Tensor q, const Weight& kv_b, const MlaShape& shape,
-                   const Batch& batch, const KvLayer& cache, Tensor out);
+                   const Batch& batch, const KvLayer& cache, Tensor out,
+                   const Store* store = nullptr);
 
 }  // namespace nibble::cuda

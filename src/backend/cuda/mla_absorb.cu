@@ -10,7 +10,7 @@
 // has ended.
 #include "backend/cuda/dtypes.h"
 #include "backend/cuda/mla_stages.h"
-#include "backend/cuda/rope.cuh"
+#include "backend/cuda/mla_store.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -28,40 +28,62 @@ struct QueryBlocks {
   int heads = 0, first_row = 0, num_rows = 0, tiles = 0;  // tiles of kRows a block
   float scale = 0;
   bool permuted = false;  // latents of each 8 in the order of place_in_8()
+
+  __device__ int first_turning_block() const { return heads * kColumnBlocks; }
+  __device__ int first_storing_block() const {
+    return first_turning_block() + (heads + kTurnedHeads - 1) / kTurnedHeads;
+  }
 };
 
+// Also waits for the predecessor.
 template <typename In, typename Out>
 __device__ void rotate_queries(const Matrix<In>& q, const Rope& rope, const QueryBlocks& b,
                                const StepView& step, Out* out) {
   const int begin = blockIdx.y * b.tiles * kRows;
   const int count = min(b.tiles * kRows, b.num_rows - begin);
-  const int first_head = (blockIdx.x - b.heads * kColumnBlocks) * kTurnedHeads;
+  const int first_head = (blockIdx.x - b.first_turning_block()) * kTurnedHeads;
   constexpr int kPairs = kTurnedHeads * (kRope / 2);
-  for (int i = threadIdx.x; i < count * kPairs; i += kThreads) {
-    const int row = begin + i / kPairs, pair = i % (kRope / 2);
+  bool waited = false;
+  for (int i = threadIdx.x; i < count * kPairs || !waited; i += kThreads) {
+    const int row = begin + min(i / kPairs, count - 1), pair = i % (kRope / 2);
     const int head = first_head + i % kPairs / (kRope / 2);
-    if (head >= b.heads) continue;
+    const float2 turn = turn_of(rope, step.positions[b.first_row + row], pair);
+    if (!waited) {
+      wait_for_predecessor();
+      let_successor_begin();
+      waited = true;
+    }
+    if (i >= count * kPairs || head >= b.heads) continue;
     const In* from = q.row(b.first_row + row) + head * kQuery + kNope + 2 * pair;
-    const float2 turned =
-        rotate(rope, step.positions[b.first_row + row], pair, to_float(from[0]), to_float(from[1]));
+    const float2 turned = rotate(turn, to_float(from[0]), to_float(from[1]));
     uint32_t* to = reinterpret_cast<uint32_t*>(out + (int64_t(row) * b.heads + head) * kRecord);
     to[kLatent / 2 + pair] = pack(turned.x * b.scale, turned.y * b.scale, Out());
   }
 }
 
-// Blocks: x = head and columns, then heads to rotate; y = rows.
+// Also waits for the predecessor.
+template <typename In>
+__device__ void store_own_row(const StoreRows<In>& store, const Rope& rope, const QueryBlocks& b,
+                              const StepView& step) {
+  __shared__ StoreShared s;
+  const int row = int(blockIdx.y) * b.tiles * kRows + int(blockIdx.x) - b.first_storing_block();
+  if (row >= b.num_rows || threadIdx.x >= kStoreThreads) return wait_for_predecessor();
+  const StorePlace place(store, rope, step, b.first_row + row);
+  wait_for_predecessor();
+  let_successor_begin();
+  store_row(store, b.first_row + row, place, s);
+}
+
+// Blocks: x = head and columns, then heads to rotate, then rows to store; y = rows.
 template <KvFormat format, typename In, typename Out>
 __global__ void __launch_bounds__(kThreads)
-    absorb_kernel(Matrix<In> q, LatentUp w, QueryBlocks b, Rope rope, StepView step, Out* out) {
+    absorb_kernel(Matrix<In> q, LatentUp w, QueryBlocks b, Rope rope, StepView step, Out* out,
+                  StoreRows<In> store) {
   using Up = UpRows<format>;
   using Value = typename Up::Value;
   __shared__ float sums[kSlices][kRows][kSumsPitch];
-  if (int(blockIdx.x) >= b.heads * kColumnBlocks) {
-    wait_for_predecessor();
-    let_successor_begin();
-    rotate_queries(q, rope, b, step, out);
-    return;
-  }
+  if (int(blockIdx.x) >= b.first_storing_block()) return store_own_row(store, rope, b, step);
+  if (int(blockIdx.x) >= b.first_turning_block()) return rotate_queries(q, rope, b, step, out);
   const int head = blockIdx.x / kColumnBlocks, columns = blockIdx.x % kColumnBlocks * kColumns;
   const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
   const int part = warp % 2, slice = warp / 2;
@@ -319,7 +341,7 @@ void with_format(KvFormat format, Run&& run) {
 }  // namespace
 
 void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
-                    RowRange rows, LatentQueries out) {
+                    RowRange rows, LatentQueries out, const Store* store) {
   const bool is_bf16 = out.format == KvFormat::kBF16 || out.format == KvFormat::kF32;
   const int tiles = rows.count > 32 ? 4 : 1;
   const QueryBlocks blocks{
@@ -330,18 +352,20 @@ void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, cons
       .scale = float(std::numbers::log2e / std::sqrt(double(shape.query_dim()))),
       .permuted = out.format == KvFormat::kNvfp4};
   const Grid grid{
-      .blocks = {unsigned(shape.heads * kColumnBlocks) + blocks_for(shape.heads, kTurnedHeads),
+      .blocks = {unsigned(shape.heads * kColumnBlocks) + blocks_for(shape.heads, kTurnedHeads) +
+                     (store != nullptr ? std::min<unsigned>(rows.count, tiles * kRows) : 0),
                  blocks_for(rows.count, tiles * kRows)},
       .threads = kThreads};
   const Rope rope = rope_of(shape.rope_dim, shape.rope_theta);
   with_format(kv_b.format, [&](auto format) {
     with_activation(q.dtype, [&]<typename In>(In) {
+      const StoreRows<In> stores = store != nullptr ? store_rows_of<In>(*store) : StoreRows<In>();
       if (is_bf16) {
         launch(context, grid, absorb_kernel<format(), In, bf16>, Matrix<In>(q), kv_b, blocks, rope,
-               context.step, static_cast<bf16*>(out.data));
+               context.step, static_cast<bf16*>(out.data), stores);
       } else {
         launch(context, grid, absorb_kernel<format(), In, __half>, Matrix<In>(q), kv_b, blocks,
-               rope, context.step, static_cast<__half*>(out.data));
+               rope, context.step, static_cast<__half*>(out.data), stores);
       }
     });
   });

@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float2 turns[kRope / 2];  // what (1, 0) becomes
   const int row = blockIdx.x;
   if (threadIdx.x < kRope / 2) {
-    turns[threadIdx.x] = rotate(rope, step.positions[first_row + row], threadIdx.x, 1.0f, 0.0f);
+    turns[threadIdx.x] = turn_of(rope, step.positions[first_row + row], threadIdx.x);
   }
   wait_for_predecessor();
   let_successor_begin();

@@ -580,8 +580,6 @@ bool launch_split(const Context& context, LatentQueries q, const KvLayer& cache,
   if (shared > context.device.shared_bytes) return false;
   const auto kernel = split_kernel<format, kHeadTiles, kTile, kStages>;
   allow_shared(kernel, shared);
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                  cudaSharedmemCarveoutMaxShared));
   launch(context,
          {.blocks = {unsigned(out.max_splits), unsigned(rows), blocks_for(blocks.heads, K::kHeads)},
           .threads = kThreads,

@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/launch.h"
+#include "backend/cuda/mla.h"
 #include "backend/cuda/mla_up.cuh"
 
 namespace nibble::cuda {
@@ -38,8 +39,9 @@ __host__ __device__ constexpr int splits_of(int length) {
 // The most splits of any length up to `bound`.
 int most_splits(int bound);
 
+// `store`: of the same rows, taken along; or null.
 void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
-                    RowRange rows, LatentQueries out);
+                    RowRange rows, LatentQueries out, const Store* store);
 void attend_splits(const Context& context, LatentQueries q, const MlaShape& shape, RowRange rows,
                    const KvLayer& cache, Partials out);
 // Joins the splits of a row and brings them through kv_b's value half. `averages`: room for

@@ -4,6 +4,7 @@
 
 #include "backend/cuda/launch.h"
 #include "backend/cuda/packed.h"
+#include "backend/cuda/rows.h"
 #include "base/tensor.h"
 
 namespace nibble::cuda {
@@ -54,6 +55,10 @@ Order order_of_tiles(const Context& context);
 // out (+)= x w^T, for 1 .. kMaxStreamedRows rows and for any number.
 void linear_stream(const Context& context, const Activations& x, const PackedMatrices& w,
                    const Results& out);
+// The same of one row's norm, which is stored, too, as is x + delta.
+bool can_stream_norm(const Norm& norm, const PackedMatrices& w);
+void norm_and_linear_stream(const Context& context, const Norm& norm, const PackedMatrices& w,
+                            const Results& out);
 // `memory`: inputs_bytes().
 void linear_tiles(const Context& context, const Tensor& x, const PackedMatrices& w,
                   const Results& out, void* memory);

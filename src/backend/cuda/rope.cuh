@@ -24,12 +24,16 @@ inline Rope rope_of(int dim, float theta) {
   return rope;
 }
 
-__device__ __forceinline__ float2 rotate(const Rope& rope, int position, int pair, float x0,
-                                         float x1) {
+// Cosine and sine of a pair's angle.
+__device__ __forceinline__ float2 turn_of(const Rope& rope, int position, int pair) {
   const double turns = position * rope.turns[pair];
-  float sine, cosine;
-  sincospif(float(2 * (turns - floor(turns))), &sine, &cosine);
-  return make_float2(x0 * cosine - x1 * sine, x0 * sine + x1 * cosine);
+  float2 turn;
+  sincospif(float(2 * (turns - floor(turns))), &turn.y, &turn.x);
+  return turn;
+}
+
+__device__ __forceinline__ float2 rotate(float2 turn, float x0, float x1) {
+  return make_float2(x0 * turn.x - x1 * turn.y, x0 * turn.y + x1 * turn.x);
 }
 
 }  // namespace nibble::cuda

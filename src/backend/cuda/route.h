@@ -14,8 +14,8 @@ namespace nibble::cuda {
 std::shared_ptr<const void> upload_router(const Uploads& to, const Weight& host);
 
 // s = sigmoid(x router^T); the top_k of s + bias, lowest id first among equals; weights = s / (sum
-// of the chosen s + 1e-20) * scaling. x BF16; the bias as upload_rows() leaves it. At most
-// 256 experts.
+// of the chosen s + 1e-20) * scaling. x BF16, of at most 2,048 columns; the bias as upload_rows()
+// leaves it. At most 256 experts.
 void route(const Context& context, Tensor x, const Weight& router, const Weight& bias,
            const RouterShape& shape, Routing out);
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "backend/cuda/columns.cuh"
 #include "backend/cuda/dtypes.h"
+#include "backend/cuda/norm_row.cuh"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/rows.h"
 #include "backend/cuda/tile.cuh"
@@ -30,6 +30,22 @@ __global__ void embed_kernel(const In* table, StepView step, Matrix<float> out) 
 }
 
 constexpr int kNormWarps = 4;  // rows a block
+constexpr int64_t kFewRows = 64;
+
+// A block a row.
+template <typename X>
+__global__ void __launch_bounds__(RowColumns::kSteps* kWarp)
+    few_rows_norm_kernel(NormRows<X> norm) {
+  __shared__ float sums[RowColumns::kSteps * kWarp];
+  const int64_t t = blockIdx.x, column = int64_t(threadIdx.x) * kLaneColumns;
+  const Columns<float> gains = gains_of_thread(norm);
+  wait_for_predecessor();
+  let_successor_begin();
+  float v[kLaneColumns];
+  norm_row(norm, gains, t, sums, v);
+  if (column < norm.x.cols) store_columns(v, column, norm.x.cols, norm.out.row(t));
+  add_delta(norm, t);
+}
 
 // Loads come first, all of them: a load does not pass a store that may be to the same place.
 template <typename X>
@@ -52,7 +68,7 @@ __global__ void __launch_bounds__(kNormWarps* kWarp)
     for (int j = 0; j < RowColumns::kSteps; ++j) add_columns(added.v[j], values.v[j]);
     values.for_each(cols, [&](int k, auto& to) { store_columns(to, k, cols, row); });
   }
-  values.for_each(cols, [&](int, auto& of) { square = add_squares(of, square); });
+  values.for_each(cols, [&](int, auto& of) { square += squares(of); });
   for (int64_t k = rest; k < cols; k += kStepColumns) {
     load_columns(row, k, cols, v);
     if (delta.data != nullptr) {
@@ -60,7 +76,7 @@ __global__ void __launch_bounds__(kNormWarps* kWarp)
       add_columns(w, v);
       store_columns(v, k, cols, row);
     }
-    square = add_squares(v, square);
+    square += squares(v);
   }
   const float scale = norm_scale(square, cols, eps);
 #pragma unroll
@@ -138,11 +154,28 @@ Norm norm_of(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) 
   return {x, delta, resident_as<DeviceRows>(gain).data, eps, out};
 }
 
+bool is_in_steps(const Norm& norm) {
+  const auto is_aligned = [](const Tensor& t) {
+    return t.data == nullptr ||
+           (reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.stride % kLaneColumns == 0);
+  };
+  return norm.x.cols % kStepColumns == 0 && norm.x.cols <= RowColumns::kColumns &&
+         is_aligned(norm.x) && is_aligned(norm.delta) && is_aligned(norm.out);
+}
+
 void add_rms_norm(const Context& context, const Norm& norm) {
   const Grid grid{.blocks = {blocks_for(norm.x.rows, kNormWarps)}, .threads = kNormWarps * kWarp};
   const DType delta = norm.delta.data == nullptr ? DType::kBF16 : norm.delta.dtype;
   CHECK(delta == DType::kBF16 && norm.out.dtype == DType::kBF16);
   with_activation(norm.x.dtype, [&]<typename X>(X) {
+    const bool adds_to_bf16 = norm.delta.data != nullptr && norm.x.dtype != DType::kF32;
+    if (norm.x.rows <= kFewRows && is_in_steps(norm) && !adds_to_bf16) {
+      return launch(context,
+                    {.blocks = {unsigned(norm.x.rows)}, .threads = RowColumns::kSteps * kWarp},
+                    few_rows_norm_kernel<X>,
+                    NormRows<X>{Matrix<X>(norm.x), Matrix<const bf16>(norm.delta), norm.gain,
+                                norm.eps, Matrix<bf16>(norm.out)});
+    }
     launch(context, grid, add_rms_norm_kernel<X>, Matrix<X>(norm.x), Matrix<const bf16>(norm.delta),
            norm.gain, norm.eps, Matrix<bf16>(norm.out));
   });

@@ -23,8 +23,13 @@ struct Norm {
   const float* gain = nullptr;
   float eps = 0;
   Tensor out{};
+  // How many blocks have read x, for a kernel in which several make the norm of one row; 0 between
+  // launches.
+  unsigned* arrived = nullptr;
 };
 Norm norm_of(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out);
+// Whether rows are aligned and of whole steps of 256 columns, eight at most.
+bool is_in_steps(const Norm& norm);
 void add_rms_norm(const Context& context, const Norm& norm);
 
 // out[i] = x[logit row i of the step]

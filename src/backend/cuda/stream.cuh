@@ -11,8 +11,9 @@
 //   int matrix(cursor), int tile(cursor)             what to multiply: the first of its tiles
 //   int columns(cursor)                              how many rows of activations there are
 //   int input_row(cursor, n)                         which they are, n < columns
-//   void begin()                                     waits until x can be read
-//   void finish(cursor, tile, i, n, low, high)       takes the products of rows i, i + 8 of a tile
+//   int items_known()                                of how many items matrix() holds before
+//   begin() Activations begin()                              waits until they can be read void
+//   finish(cursor, tile, i, n, low, high)       takes the products of rows i, i + 8 of a tile
 #pragma once
 
 #include <algorithm>
@@ -49,9 +50,9 @@ inline int tiles_together(const PackedMatrices& w) {
 
 // Multiplies `items` items from `first` on, for all tiles of theirs that there are.
 template <typename Unit, int kColumns, typename Work>
-__device__ __forceinline__ void stream_products(const PackedMatrices& w, const Activations& x,
-                                                const Work& work, typename Work::Cursor first,
-                                                int items, int together, uint8_t* shared) {
+__device__ __forceinline__ void stream_products(const PackedMatrices& w, const Work& work,
+                                                typename Work::Cursor first, int items,
+                                                int together, uint8_t* shared) {
   using Shape = StreamShape<Unit, kColumns>;
   using Cursor = typename Work::Cursor;
   constexpr int kRound = Shape::kRound, kFloats = Shape::kPartialFloats;
@@ -77,19 +78,21 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const A
   };
   const auto fetch = [&] {
     if (unfetched > 0) {
+      if (unit_to_fetch == first_unit) locate();
       if (data != nullptr) Unit::fetch(ring + stage, data, lane);
       data += data == nullptr ? 0 : Unit::kBytes;
       if (++unit_to_fetch == end_unit) {
         unit_to_fetch = first_unit;
-        if (--unfetched > 0) next = work.next(next, 1), locate();
+        --unfetched;
+        next = work.next(next, 1);
       }
     }
     commit_copies();
     stage = stage + Unit::kBytes == Shape::kStages * Unit::kBytes ? 0 : stage + Unit::kBytes;
   };
-  if (items > 0) locate();
+  const int early = min(Shape::kStages, work.items_known() * (end_unit - first_unit));
 #pragma unroll 1
-  for (int s = 0; s < Shape::kStages; ++s) fetch();
+  for (int s = 0; s < early; ++s) fetch();
 
   // What a thread adds up after a round: rows i and i + 8 of tile `part` of the round's item `of`
   // for one column. The factors of its first are fetched long before.
@@ -110,8 +113,13 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const A
         w.factors + size_t(unsigned(work.matrix(at) * w.tiles + tile)) * kTileRows + place.i;
     return {factors[0], factors[8]};
   };
-  float2 factors = factors_of(place_of(thread), first, min(kRound, items));
-  work.begin();
+  const int known = min(kRound, min(items, work.items_known()));
+  float2 factors = factors_of(place_of(thread), first, known);
+  work.learn_items();
+#pragma unroll 1
+  for (int s = early; s < Shape::kStages; ++s) fetch();
+  const Activations x = work.begin();
+  if (known < min(kRound, items)) factors = factors_of(place_of(thread), first, min(kRound, items));
 
   uint32_t inputs[Unit::kChunks][8];
   int inputs_row = -2;

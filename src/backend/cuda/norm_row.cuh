@@ -1,0 +1,75 @@
+// The norm of one row by all warps of a block at once, a step of columns each, as part of the
+// kernel that wants its output. Device code.
+#pragma once
+
+#include "backend/cuda/columns.cuh"
+
+namespace nibble::cuda {
+
+// x += delta; out = x / sqrt(mean(x^2) + eps) * gain. Rows are aligned to 16 bytes and have whole
+// steps, no more than the block has warps. X: float, or bf16 without a delta.
+template <typename X>
+struct NormRows {
+  Matrix<X> x;
+  Matrix<const bf16> delta;  // without data: none
+  const float* gain = nullptr;
+  float eps = 0;
+  Matrix<bf16> out;
+};
+
+// The gain of a thread's columns: to be fetched before the row is there.
+template <typename X>
+__device__ __forceinline__ Columns<float> gains_of_thread(const NormRows<X>& norm) {
+  const int column = int(threadIdx.x) * kLaneColumns;
+  Columns<float> gains{};
+  if (column < norm.x.cols) gains.load(norm.gain + column);
+  return gains;
+}
+
+// Gives each thread that has some, 8 columns from 8 threadIdx.x on, the norm's output in v,
+// rounded; leaves v to the others. Stores nothing; afterwards x and delta have been read by all
+// threads. sums: kWarp floats a step in shared memory.
+template <typename X>
+__device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<float>& gains,
+                                         int64_t row, float* sums, float (&v)[kLaneColumns]) {
+  const int column = int(threadIdx.x) * kLaneColumns, steps = int(norm.x.cols) / kStepColumns;
+  const bool has_columns = column < norm.x.cols;
+  if (has_columns) {
+    Columns<X> values;
+    Columns<bf16> added{};
+    values.load(norm.x.row(row) + column);
+    if (norm.delta.data != nullptr) added.load(norm.delta.row(row) + column);
+    unpack(values, v);
+    if (norm.delta.data != nullptr) {
+      float d[kLaneColumns];
+      unpack(added, d);
+      add_columns(d, v);
+    }
+    sums[threadIdx.x] = squares(v);
+  }
+  __syncthreads();
+  if (!has_columns) return;
+  float square = 0, gain[kLaneColumns];
+#pragma unroll
+  for (int j = 0; j < RowColumns::kSteps; ++j) {
+    if (j < steps) square += sums[j * kWarp + int(threadIdx.x) % kWarp];
+  }
+  unpack(gains, gain);
+  scale_columns(norm_scale(square, norm.x.cols, norm.eps), gain, v);
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) v[i] = to_float(from_float<bf16>(v[i]));
+}
+
+// x += delta of a row. Only once no other block reads x any more.
+__device__ __forceinline__ void add_delta(const NormRows<float>& norm, int64_t row) {
+  const int column = int(threadIdx.x) * kLaneColumns;
+  if (norm.delta.data == nullptr || column >= norm.x.cols) return;
+  float v[kLaneColumns], d[kLaneColumns];
+  load_columns(norm.x.row(row), column, norm.x.cols, v);
+  load_columns(norm.delta.row(row), column, norm.x.cols, d);
+  add_columns(d, v);
+  store_columns(v, column, norm.x.cols, norm.x.row(row));
+}
+__device__ __forceinline__ void add_delta(const NormRows<bf16>&, int64_t) {}
+
+}  // namespace nibble::cuda
