@@ -31,59 +31,46 @@ struct LaneBias {
   }
 };
 
-struct Candidate {
-  float value;
-  int id;
-  float score;
-};
-
-// Whether a is chosen before b: the larger value, of equals the lower id. NaN never is.
-__device__ __forceinline__ bool comes_before(const Candidate& a, const Candidate& b) {
-  return a.value > b.value || (a.value == b.value && a.id < b.id);
+// Rises with the value; 0 for what is not a number.
+__device__ __forceinline__ uint32_t rising_bits(float value) {
+  const uint32_t bits = __float_as_uint(value + 0.0f);  // -0 becomes 0
+  return value != value ? 0 : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// A warp's: the first of the lanes' candidates, in every lane.
-__device__ __forceinline__ Candidate first_of_warp(Candidate mine) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    const Candidate other{__shfl_xor_sync(0xffffffffu, mine.value, offset),
-                          __shfl_xor_sync(0xffffffffu, mine.id, offset),
-                          __shfl_xor_sync(0xffffffffu, mine.score, offset)};
-    if (comes_before(other, mine)) mine = other;
-  }
-  return mine;
-}
-
-// backend.h's route for row `row` of the scores.
+// backend.h's route for row `row` of the scores. Of equals the lowest id is chosen, NaN never.
 __device__ __forceinline__ void choose(const Choosing& choosing, const LaneBias& bias, int row,
                                        int32_t* experts, float* weights) {
   constexpr int kMine = kMaxExperts / kWarp;
   const RouterShape& shape = choosing.shape;
   const int lane = int(threadIdx.x) % kWarp;
-  float scores[kMine], values[kMine];
+  float scores[kMine];
+  uint32_t values[kMine];
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
     const int e = lane + i * kWarp;
     scores[i] = e < shape.num_experts ? choosing.scores[row * choosing.stride + e] : NAN;
-    values[i] = scores[i] + bias.v[i];
+    values[i] = rising_bits(scores[i] + bias.v[i]);
   }
   float total = 0;
   for (int k = 0; k < shape.top_k; ++k) {
-    Candidate best{-INFINITY, kMaxExperts, NAN};
+    uint32_t best = 0;
+    int id = kMaxExperts;
+    float score = NAN;
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
-      const Candidate candidate{values[i], lane + i * kWarp, scores[i]};
-      if (comes_before(candidate, best)) best = candidate;
+      if (values[i] > best) best = values[i], id = lane + i * kWarp, score = scores[i];
     }
-    best = first_of_warp(best);
+    const uint32_t top = __reduce_max_sync(0xffffffffu, best);
+    id = __reduce_min_sync(0xffffffffu, best == top ? id : kMaxExperts);
     // Scores that are not numbers choose nothing: expert k keeps later reads within bounds.
-    const int chosen = best.id < shape.num_experts ? best.id : k;
+    const int chosen = id < shape.num_experts ? id : k;
+    score = __shfl_sync(0xffffffffu, score, chosen % kWarp);
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
-      if (chosen == lane + i * kWarp) values[i] = NAN;
+      if (chosen == lane + i * kWarp) values[i] = 0;
     }
-    total += best.score;
-    if (lane == k % kWarp) experts[k] = chosen, weights[k] = best.score;
+    total += score;
+    if (lane == k % kWarp) experts[k] = chosen, weights[k] = score;
   }
   const float scale = shape.scaling / (shape.normalize ? total + 1e-20f : 1.0f);
   for (int k = lane; k < shape.top_k; k += kWarp) weights[k] *= scale;

@@ -59,6 +59,11 @@ __host__ __device__ int chunk_ints(int pairs, int num_experts) {
          4 * 4;
 }
 
+// One row: of its slots, behind the chunks.
+__device__ __forceinline__ float* weights_of_row(const Chunks& chunks) {
+  return reinterpret_cast<float*>(chunks.end());
+}
+
 // One row: a chunk a slot, those of shared experts, the last slots, first.
 __device__ Chunks make_chunks_of_row(const RoutedRows& routed, int* shared) {
   const int slots = routed.slots(), slot = int(threadIdx.x);
@@ -69,6 +74,7 @@ __device__ Chunks make_chunks_of_row(const RoutedRows& routed, int* shared) {
     chunks.columns(chunk) = 1;
     chunks.row_and_pair(chunk, 0) = slot;
     chunks.count() = slots;
+    weights_of_row(chunks)[slot] = __ldcg(routed.weights.data + slot);
   }
   __syncthreads();
   return chunks;
@@ -297,9 +303,13 @@ __global__ void __launch_bounds__(Way::kMaxThreads, Way::kBlocks)
     const int t = e / outputs, place = e % outputs, tile = work.first_tile + place / kTileRows;
     const int row = tile < w.tiles ? row_of(w, tile, place % kTileRows) : -1;
     if (row < 0) continue;
-    store(out, t, row,
-          sum_of_slots(routed.weights.row(t), products + t * slots * outputs + place, outputs,
-                       slots));
+    const float* from = products + t * slots * outputs + place;
+    if constexpr (Way::kOneRow) {
+      const float* weights = weights_of_row(chunks);
+      store(out, t, row, sum_of_slots([&](int k) { return weights[k]; }, from, outputs, slots));
+    } else {
+      store(out, t, row, sum_of_slots(stored_weights(routed.weights.row(t)), from, outputs, slots));
+    }
   }
 }
 

@@ -186,7 +186,8 @@ __global__ void __launch_bounds__(kCombineThreads)
   if (n >= outputs) return;
   const int top_k = int(weights.cols);
   store(out, t, n,
-        sum_of_slots(weights.row(t), products + int64_t(t) * top_k * outputs + n, outputs, top_k));
+        sum_of_slots(stored_weights(weights.row(t)), products + int64_t(t) * top_k * outputs + n,
+                     outputs, top_k));
 }
 
 int max_tiles(int64_t pairs, int num_experts, int tile_rows) {

@@ -50,7 +50,6 @@ __device__ void rotate_queries(const Matrix<In>& q, const Rope& rope, const Quer
     const float2 turn = turn_of(rope, step.positions[b.first_row + row], pair);
     if (!waited) {
       wait_for_predecessor();
-      let_successor_begin();
       waited = true;
     }
     if (i >= count * kPairs || head >= b.heads) continue;
@@ -70,7 +69,6 @@ __device__ void store_own_row(const StoreRows<In>& store, const Rope& rope, cons
   if (row >= b.num_rows || threadIdx.x >= kStoreThreads) return wait_for_predecessor();
   const StorePlace place(store, rope, step, b.first_row + row);
   wait_for_predecessor();
-  let_successor_begin();
   store_row(store, b.first_row + row, place, s);
 }
 
@@ -82,6 +80,7 @@ __global__ void __launch_bounds__(kThreads)
   using Up = UpRows<format>;
   using Value = typename Up::Value;
   __shared__ float sums[kSlices][kRows][kSumsPitch];
+  let_successor_begin();
   if (int(blockIdx.x) >= b.first_storing_block()) return store_own_row(store, rope, b, step);
   if (int(blockIdx.x) >= b.first_turning_block()) return rotate_queries(q, rope, b, step, out);
   const int head = blockIdx.x / kColumnBlocks, columns = blockIdx.x % kColumnBlocks * kColumns;
@@ -98,7 +97,6 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < 4; ++i) row_scales[s][i] = Up::row_scale(w, row + 4 * i);
   }
   wait_for_predecessor();
-  let_successor_begin();
   for (int tile = 0; tile < b.tiles; ++tile) {
     const int begin = (blockIdx.y * b.tiles + tile) * kRows;
     if (begin >= b.num_rows) return;
@@ -231,10 +229,10 @@ __global__ void __launch_bounds__(kThreads)
     average_kernel(Partials p, OutputBlocks b, StepView step, uint16_t* out) {
   using Up = UpRows<format>;
   __shared__ JoinShared shared;
+  let_successor_begin();
   const int splits = splits_of(step.positions[b.first_row + blockIdx.y] + 1);
   const int64_t index = int64_t(blockIdx.y) * b.heads + blockIdx.x;
   wait_for_predecessor();
-  let_successor_begin();
   const float2 average = join_row(p, index * p.max_splits, splits, shared);
   const uint32_t pair = pack(average.x, average.y, typename Up::Value());
   out[index * kLatent + Up::place(2 * threadIdx.x)] = uint16_t(pair);
@@ -252,6 +250,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ JoinShared shared;
   __shared__ __align__(16) uint16_t input[kRows][kInputPitch];
   __shared__ float slices[4][kWarp][4];
+  let_successor_begin();
   const int blocks_a_head = kSlabs / b.slabs;
   const int head = blockIdx.x / blocks_a_head, first_slab = blockIdx.x % blocks_a_head * b.slabs;
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
@@ -271,7 +270,6 @@ __global__ void __launch_bounds__(kThreads)
     reinterpret_cast<uint4*>(input)[i] = make_uint4(0, 0, 0, 0);
   }
   wait_for_predecessor();
-  let_successor_begin();
   __syncthreads();
   if (averages == nullptr) {
     for (int row = 0; row < rows; ++row) {

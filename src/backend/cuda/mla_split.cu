@@ -446,6 +446,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                  Partials out) {
   using K = Kernel<format, kHeadTiles, kTile, kStages>;
   extern __shared__ __align__(16) uint8_t memory[];
+  let_successor_begin();
   typename K::Shared& s = *reinterpret_cast<typename K::Shared*>(memory);
   const int row = b.first_row + blockIdx.y, length = step.positions[row] + 1;
   const int span = split_span(length), begin = blockIdx.x * span;
@@ -472,7 +473,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     commit_copies();
   }
   if (!waited) wait_for_predecessor();
-  let_successor_begin();
   if constexpr (K::T::kHasScales) K::load_scales(records, count, where);
   K::load_queries(queries + (int64_t(blockIdx.y) * b.heads + first_head) * kRecord, heads,
                   s.queries);

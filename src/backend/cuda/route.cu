@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(kFewWarps* kWarp)
                     Matrix<float> weights) {
   __shared__ float squares_of[kFewWarps * kWarp];
   __shared__ float partials[kFewExperts][kFewWarps][kWarp];
+  let_successor_begin();
   const int64_t t = blockIdx.y;
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   const int num_experts = choosing.shape.num_experts, cols = int(x.cols);
@@ -54,7 +55,6 @@ __global__ void __launch_bounds__(kFewWarps* kWarp)
   Columns<float> gains{};
   if constexpr (kWithNorm) gains = gains_of_thread(norm);
   wait_for_predecessor();
-  let_successor_begin();
   const LaneBias bias(choosing);  // long before it is used
   if constexpr (kWithNorm) {
     norm_row(norm, gains, t, squares_of, v);

@@ -37,10 +37,10 @@ template <typename X>
 __global__ void __launch_bounds__(RowColumns::kSteps* kWarp)
     few_rows_norm_kernel(NormRows<X> norm) {
   __shared__ float sums[RowColumns::kSteps * kWarp];
+  let_successor_begin();
   const int64_t t = blockIdx.x, column = int64_t(threadIdx.x) * kLaneColumns;
   const Columns<float> gains = gains_of_thread(norm);
   wait_for_predecessor();
-  let_successor_begin();
   float v[kLaneColumns];
   norm_row(norm, gains, t, sums, v);
   if (column < norm.x.cols) store_columns(v, column, norm.x.cols, norm.out.row(t));
