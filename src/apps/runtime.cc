@@ -152,7 +152,7 @@ int64_t parse_size(const std::string& flag, const std::string& text) {
 }
 
 bool has_exact_logits(const ModelOptions& options) {
-  return options.full_logits || options.lm_head_dtype == "bfloat16";
+  return options.full_logits || options.lm_head_dtype == "bfloat16" || is_exact(options.dtype);
 }
 
 int parse_token_count(const std::string& flag, const std::string& text) {
