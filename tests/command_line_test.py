@@ -81,6 +81,9 @@ HARMLESS = """
 --kv-cache-dtype fp8_e4m3
 --kv-cache-dtype int8
 --kv-cache-dtype nvfp4
+--lm-head-dtype auto
+--lm-head-dtype bfloat16
+--lm-head-dtype int8
 --max-model-len 1k
 --max-model-len auto
 --max-model-len -1
@@ -228,6 +231,7 @@ BAD_ARGUMENTS = [
     (["--reasoning-field", "thought"], "--reasoning-field"),
     (["--log-level", "loud"], "--log-level"),
     (["--threads", "0"], "--threads"),
+    (["--lm-head-dtype", "int4"], "--lm-head-dtype"),
     (["--device", "abacus"], "--device"),
     (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
     (["--gpu-memory-utilization"], "--gpu-memory-utilization"),

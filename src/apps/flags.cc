@@ -70,6 +70,13 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
       ->capture_default_str()
       ->type_name("NAME");
   group
+      ->add_option("--lm-head-dtype", o.lm_head_dtype,
+                   "of a BF16 head's logits: int8, with those that can be the largest computed "
+                   "again in bfloat16 (auto: so), or bfloat16; other heads stay as stored")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "bfloat16", "int8"}))
+      ->type_name("NAME");
+  group
       ->add_option("--max-model-len", o.max_model_len,
                    "tokens of prompt and answer together, such as 4096, 16k, auto (default: the "
                    "model's)")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "apps/runtime.h"
 #include "engine/engine.h"
 
 namespace nibble {
@@ -25,6 +26,18 @@ int64_t packed_bytes(const Weight& w) {
     default:
       return rows * round_up(w.cols, 64) * 2 + factors;
   }
+}
+
+// Whether the logits come from INT8 codes, and the rows are read only where they matter.
+bool has_codes(const Weight& w) {
+  return w.use == Use::kHead && std::ranges::all_of(w.parts, [](const WeightPart& part) {
+           return part.format == Format::kBF16 && part.input_scales == nullptr;
+         });
+}
+
+// Codes in units of 128 columns, and a scale a row.
+int64_t codes_bytes(const Weight& w) {
+  return round_up(w.rows, 16) * (round_up(w.cols, 128) + int64_t(sizeof(float)));
 }
 
 // The larger of what grouped experts and expanded attention keep for a step of `rows`.
@@ -69,8 +82,11 @@ MemoryPlan plan_card(const GlmConfig& config, const GlmWeights& weights,
   MemoryPlan plan{.budget_bytes = budget_bytes, .context_bytes = kContextBytes};
   GlmWeights visited = weights;
   visited.for_each([&](Weight& w) {
-    const bool on_host = w.use == Use::kTable && budget_bytes < kPlentyOfCardBytes;
+    if (w.use == Use::kHead && has_exact_logits(options)) w.use = Use::kLinear;
+    const bool is_short = budget_bytes < kPlentyOfCardBytes;
+    const bool on_host = is_short && (w.use == Use::kTable || has_codes(w));
     (on_host ? plan.host_bytes : plan.weights_bytes) += card_bytes(w);
+    if (has_codes(w)) plan.weights_bytes += codes_bytes(w);
   });
   const int rows = batched_tokens_of(options, budget_bytes);
   const EngineOptions engine{.max_num_seqs = options.max_num_seqs, .max_num_batched_tokens = rows};

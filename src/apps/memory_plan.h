@@ -24,7 +24,7 @@ struct MemoryPlan {
   }
 };
 
-// With less than this the embedding stays in host memory.
+// With less than this the embedding stays in host memory, and the BF16 rows of a head with codes.
 inline constexpr int64_t kPlentyOfCardBytes = int64_t(24) << 30;
 
 // Tokens of a step where --max-num-batched-tokens does not say: long steps fill a card's tiles

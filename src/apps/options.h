@@ -21,6 +21,7 @@ struct ModelOptions {
   std::string dtype = "auto";
   std::string quantization{};
   std::string kv_cache_dtype = "auto";
+  std::string lm_head_dtype = "auto";
   std::string max_model_len{};  // tokens, 1k = 1000, 1K = 1024, "auto"; empty: the model's
   int max_num_seqs = 256;
   int max_num_batched_tokens = 0;  // 0: batched_tokens_of()

@@ -118,7 +118,7 @@ int plan(const PlanOptions& options) {
   for (const Piece& piece : pieces) {
     rows.push_back({std::string(1, piece.mark) + " " + piece.name, mib(piece.bytes)});
   }
-  if (plan.host_bytes > 0) rows.push_back({"  embedding, on the host", mib(plan.host_bytes)});
+  if (plan.host_bytes > 0) rows.push_back({"  weights on the host", mib(plan.host_bytes)});
   std::printf("%s\n", table(rows).c_str());
   if (cache <= 0) {
     std::printf(

@@ -151,6 +151,10 @@ int64_t parse_size(const std::string& flag, const std::string& text) {
   return int64_t(bytes);
 }
 
+bool has_exact_logits(const ModelOptions& options) {
+  return options.full_logits || options.lm_head_dtype == "bfloat16" || is_exact(options.dtype);
+}
+
 int parse_token_count(const std::string& flag, const std::string& text) {
   size_t used = 0;
   double value = 0;
@@ -202,7 +206,7 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                                .on_step = std::move(on_step)};
   weights = o.load_format == "dummy" ? dummy_weights(config)
                                      : GlmWeights::load(Checkpoint::open(folder), config);
-  if (o.full_logits) weights.lm_head.use = Use::kLinear;
+  if (has_exact_logits(o)) weights.lm_head.use = Use::kLinear;
   upload_weights();
   model = std::make_unique<GlmFlash>(config, weights, *backend, batched_tokens,
                                      Engine::logit_rows(engine_options));

@@ -15,6 +15,9 @@
 
 namespace nibble {
 
+// Whether every logit is to be as exact as the largest.
+bool has_exact_logits(const ModelOptions& options);
+
 class Runtime {
  public:
   // Loads everything; shows progress on a terminal when that takes long. `on_step`: see

@@ -13,7 +13,7 @@ struct BackendOptions {
   int threads = 0;              // cpu: 0 = the machine's physical cores
   bool exact = false;           // products of FP32 inputs and exact weights, at any price; no cuda
   // cuda: what the process may take of the card; 0: all of it. With less than 24 GiB the embedding
-  // stays in pinned host memory, of which a step reads a row a token.
+  // and the BF16 rows of the head stay in pinned host memory, of which a step reads few.
   int64_t card_memory_bytes = 0;
 };
 

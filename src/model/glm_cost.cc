@@ -1,10 +1,22 @@
 #include "model/glm_cost.h"
 
+#include <algorithm>
+
 namespace nibble {
 namespace {
 
 double flops_of(const Weight& w) {
   return 2.0 * double(w.total_rows()) * double(w.cols);
+}
+
+// A BF16 head is read as codes of a byte (Use::kHead), with a scale a row.
+double head_bytes(const Weight& head) {
+  const bool has_codes =
+      head.use == Use::kHead && std::ranges::all_of(head.parts, [](const WeightPart& part) {
+        return part.format == Format::kBF16;
+      });
+  return has_codes ? double(head.rows * (head.cols + int64_t(sizeof(float))))
+                   : double(storage_bytes(head));
 }
 
 }  // namespace
@@ -31,7 +43,7 @@ GlmCost cost_of(const GlmConfig& config, const GlmWeights& weights) {
       cost.flops_per_token += flops_of(*w) / count * (config.top_k + shared);
     }
   }
-  cost.shared_bytes += double(storage_bytes(weights.lm_head));
+  cost.shared_bytes += head_bytes(weights.lm_head);
   cost.bytes_per_token = cost.shared_bytes + config.top_k * cost.expert_bytes;
   cost.head_flops = flops_of(weights.lm_head);
   const MlaShape mla = config.mla();

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "backend/cuda/experts.h"
+#include "backend/cuda/head.h"
 #include "backend/cuda/linear.h"
 #include "backend/cuda/machine_limits.h"
 #include "backend/cuda/mla.h"
@@ -107,8 +108,11 @@ Weight CudaBackend::upload(const Weight& host) {
   Weight uploaded = host;
   switch (host.use) {
     case Use::kLinear:
-    case Use::kHead:
       uploaded.resident = cuda::upload_linear(to, host);
+      break;
+    case Use::kHead:
+      uploaded.resident = cuda::has_codes(host) ? cuda::upload_head(to, host, is_short_of_memory())
+                                                : cuda::upload_linear(to, host);
       break;
     case Use::kExperts:
       uploaded.resident = cuda::upload_experts(to, host);
@@ -162,6 +166,10 @@ void CudaBackend::gather_rows(Tensor x, const Batch&, Tensor out) {
 }
 
 void CudaBackend::linear(Tensor x, const Weight& w, Tensor out, bool accumulate) {
+  if (cuda::has_codes(w)) {
+    CHECK(!accumulate, "%s", w.name.c_str());
+    return cuda::head(context(), x, w, out);
+  }
   if (norm_ && norm_->out.data == x.data && cuda::can_multiply_norm(*norm_, w)) {
     cuda::norm_and_linear(context_as_is(), *norm_, w, out, accumulate);
     return norm_.reset();

@@ -21,8 +21,8 @@ class CudaBackend : public Backend {
  public:
   struct Options {
     int device = 0;
-    // What the process may take of the card; 0: all. With little of it the embedding stays in
-    // pinned host memory.
+    // What the process may take of the card; 0: all. With little of it the embedding and
+    // the head's BF16 rows stay in pinned host memory.
     int64_t memory_bytes = 0;
   };
   // Throws Error when the card cannot be used.

@@ -1,4 +1,5 @@
-// The draw of backend.h without sorting the vocabulary, a block a row. Tokens are put in order of
+// The draw of backend.h without sorting the vocabulary, a block a row, after one for each part of a
+// row has found the part's first token. Tokens are put in order of
 // falling logit and rising id by a key; the stages are cuts in that order: the place where a
 // running count (top_k, the n best) or a running sum of probabilities (top_p, the draw) reaches a
 // target. A histogram over the distance from the best logit finds the bin of the cut, and only the
@@ -19,10 +20,11 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kBins = kThreads;
-constexpr float kBinsPerUnit = 64;  // of distance / temperature: a window is 16 wide
-constexpr int kWindows = 2;         // of which the last has no end
-constexpr int kGathered = 1024;     // tokens of a bin that fit into shared memory
-constexpr int kPartBits = 12;       // of a weight that one 32-bit sum takes: 2^20 tokens fit
+constexpr float kBinsPerUnit = 64;    // of distance / temperature: a window is 16 wide
+constexpr int kWindows = 2;           // of which the last has no end
+constexpr int kGathered = 1024;       // tokens of a bin that fit into shared memory
+constexpr int kPartBits = 12;         // of a weight that one 32-bit sum takes: 2^20 tokens fit
+constexpr int kPart = 16 * kThreads;  // tokens of a row that a block of its own looks through first
 constexpr uint64_t kNoKey = ~uint64_t(0);
 
 // Running counts and weights of tokens.
@@ -135,22 +137,40 @@ __device__ __forceinline__ void for_each_token(const float* logits, int vocab, V
   for (int i = done + threadIdx.x; i < vocab; i += kThreads) visit(logits[i], i);
 }
 
-// The first token in order, in all threads.
-__device__ uint64_t first_key(const float* logits, int vocab, Shared& shared) {
+// The first in order of `count` tokens from id `begin` on, in all threads; kNoKey where none is a
+// number. `warp_keys`: of kThreads / kWarp.
+__device__ uint64_t first_key_of(const float* logits, int begin, int count, uint64_t* warp_keys) {
   float best = -INFINITY;
-  int best_id = vocab;
-  for_each_token(logits, vocab, [&](float logit, int id) {
+  int best_id = count;
+  for_each_token(logits + begin, count, [&](float logit, int id) {
     if (logit > best || (logit == best && id < best_id)) best = logit, best_id = id;
   });
-  uint64_t first = best_id < vocab ? key_of(best, best_id) : kNoKey;
+  uint64_t first = best_id < count ? key_of(best, begin + best_id) : kNoKey;
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     first = min(first, __shfl_xor_sync(0xffffffffu, first, offset));
   }
   __syncthreads();
-  if (threadIdx.x % kWarp == 0) shared.warp_keys[threadIdx.x / kWarp] = first;
+  if (threadIdx.x % kWarp == 0) warp_keys[threadIdx.x / kWarp] = first;
   __syncthreads();
-  for (int w = 0; w < kThreads / kWarp; ++w) first = min(first, shared.warp_keys[w]);
-  return first == kNoKey ? 0 : first;  // logits that are not numbers: token 0
+  for (int w = 0; w < kThreads / kWarp; ++w) first = min(first, warp_keys[w]);
+  return first;
+}
+
+// The first of a part of a row, a block a part.
+__global__ void __launch_bounds__(kThreads)
+    first_keys_kernel(Matrix<float> logits, uint64_t* part_keys) {
+  __shared__ uint64_t warp_keys[kThreads / kWarp];
+  wait_for_predecessor();
+  let_successor_begin();
+  const int begin = int(blockIdx.x) * kPart, vocab = int(logits.cols);
+  const uint64_t first =
+      first_key_of(logits.row(blockIdx.y), begin, min(kPart, vocab - begin), warp_keys);
+  if (threadIdx.x == 0) part_keys[blockIdx.y * gridDim.x + blockIdx.x] = first;
+}
+
+// Of logits that are not numbers, token 0 is the first.
+__device__ __forceinline__ uint64_t or_token_0(uint64_t key) {
+  return key == kNoKey ? 0 : key;
 }
 
 // Fills the bins of a window.
@@ -282,8 +302,8 @@ __device__ void find_cut(const Row& row, uint64_t target, bool by_count, Shared&
   __syncthreads();
 }
 
-__device__ int draw(const float* logits, int vocab, const SampleRow& params, Shared& shared) {
-  const uint64_t first = first_key(logits, vocab, shared);
+__device__ int draw(const float* logits, int vocab, const SampleRow& params, uint64_t first,
+                    Shared& shared) {
   if (params.temperature == 0) return id_of(first);
   const Row row{logits, vocab, logits[id_of(first)], fminf(1.0f / params.temperature, 1e30f),
                 params.min_p};
@@ -351,8 +371,8 @@ __device__ void apply_edits(float* logits, const SampleRow& params, const LogitE
 
 __global__ void __launch_bounds__(kThreads)
     sample_kernel(Matrix<float> logits, const SampleRow* rows, const LogitEdit* edits,
-                  float* before, Matrix<int32_t> tokens, Matrix<float> logprobs,
-                  Matrix<int32_t> top_ids) {
+                  float* before, const uint64_t* part_keys, Matrix<int32_t> tokens,
+                  Matrix<float> logprobs, Matrix<int32_t> top_ids) {
   __shared__ Shared shared;
   __shared__ float token_logit;
   wait_for_predecessor();
@@ -361,9 +381,13 @@ __global__ void __launch_bounds__(kThreads)
   const SampleRow params = rows[r];
   float* row = logits.row(r);
   const int vocab = int(logits.cols);
+  const int parts = (vocab + kPart - 1) / kPart;
+  uint64_t first = kNoKey;
+  for (int p = 0; p < parts; ++p) first = min(first, part_keys[r * parts + p]);
+  first = or_token_0(first);
   float log_sum = 0;
   if (params.num_logprobs >= 0) {
-    const float best = row[id_of(first_key(row, vocab, shared))];
+    const float best = row[id_of(first)];
     log_sum = log_sum_exp(row, vocab, best, shared);
     const int n = min(params.num_logprobs, vocab);
     if (n > 0) {
@@ -375,7 +399,8 @@ __global__ void __launch_bounds__(kThreads)
   int token = params.target;
   if (token < 0) {
     apply_edits(row, params, edits, before);
-    token = draw(row, vocab, params, shared);
+    if (params.num_edits > 0) first = or_token_0(first_key_of(row, 0, vocab, shared.warp_keys));
+    token = draw(row, vocab, params, first, shared);
   }
   if (threadIdx.x == 0) {
     *tokens.row(r) = token;
@@ -410,11 +435,17 @@ void Sampler::run(const Context& context, Tensor logits, const SampleBatch& batc
   }
   staging_.send(rows_and_edits_.data(), rows_bytes + edits_bytes, context.stream);
   const char* device = rows_and_edits_.as<char>();
-  launch(context, {.blocks = {unsigned(batch.rows.size())}, .threads = kThreads}, sample_kernel,
-         Matrix<float>(logits), reinterpret_cast<const SampleRow*>(device),
-         reinterpret_cast<const LogitEdit*>(device + rows_bytes),
-         context.workspace.fit_as<float>(batch.edits.size()), Matrix<int32_t>(out.tokens),
-         Matrix<float>(out.logprobs), Matrix<int32_t>(out.top_ids));
+  const unsigned rows = unsigned(batch.rows.size()), parts = blocks_for(logits.cols, kPart);
+  const size_t keys = size_t(rows) * parts;
+  auto* part_keys = static_cast<uint64_t*>(
+      context.workspace.fit(keys * sizeof(uint64_t) + batch.edits.size() * sizeof(float)));
+  auto* before = reinterpret_cast<float*>(part_keys + keys);
+  launch(context, {.blocks = {parts, rows}, .threads = kThreads}, first_keys_kernel,
+         Matrix<float>(logits), part_keys);
+  launch(context, {.blocks = {rows}, .threads = kThreads}, sample_kernel, Matrix<float>(logits),
+         reinterpret_cast<const SampleRow*>(device),
+         reinterpret_cast<const LogitEdit*>(device + rows_bytes), before, part_keys,
+         Matrix<int32_t>(out.tokens), Matrix<float>(out.logprobs), Matrix<int32_t>(out.top_ids));
 }
 
 }  // namespace nibble::cuda
