@@ -25,8 +25,10 @@ struct Models {
   std::unique_ptr<Runtime> model{}, base{}, other{};
 };
 
-std::unique_ptr<Runtime> load(const EvalOptions& options, const std::string& name) {
+std::unique_ptr<Runtime> load(const EvalOptions& options, const std::string& name,
+                              const std::string& kv_cache_dtype) {
   ModelOptions o = options.model;
+  o.kv_cache_dtype = kv_cache_dtype;
   if (name != options.model.model) o.model = name, o.quantization = "";
   o.full_logits = true;
   // Room for texts and for other models beside the engine's cache.
@@ -54,18 +56,18 @@ void check_vocabulary(const Runtime& model, const Runtime& other, const std::str
 
 Models load_models(const EvalOptions& o) {
   Models models{.tokenizer = find_tokenizer(o)};
-  models.model = load(o, o.model.model);
+  models.model = load(o, o.model.model, o.model.kv_cache_dtype);
   if (models.tokenizer->vocab_size() > models.model->config.vocab) {
     throw Error("tokenizer.json has " + std::to_string(models.tokenizer->vocab_size()) +
                 " tokens, but config.json says vocab_size " +
                 std::to_string(models.model->config.vocab));
   }
   if (!o.base.empty()) {
-    models.base = load(o, o.base);
+    models.base = load(o, o.base, "auto");
     check_vocabulary(*models.model, *models.base, "--base " + o.base);
   }
   if (!o.compare.empty()) {
-    models.other = load(o, o.compare);
+    models.other = load(o, o.compare, o.model.kv_cache_dtype);
     check_vocabulary(*models.model, *models.other, "--compare " + o.compare);
   }
   return models;

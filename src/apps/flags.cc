@@ -196,7 +196,8 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
       ->type_name("FILE.jsonl");
   group
       ->add_option("--base", o.base,
-                   "the model that MODEL was made from: KL divergence and top-1 agreement")
+                   "the model that MODEL was made from, its cache not quantized: KL divergence and "
+                   "top-1 agreement")
       ->type_name("MODEL");
   group->add_option("--compare", o.compare, "a second model, side by side with differences")
       ->type_name("MODEL");

@@ -361,6 +361,7 @@ struct Kernel {
         sum[i] += value[i][k];
       }
     }
+    __syncwarp();  // the scores have been read
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
       const int row = k * kWarp + lane;
