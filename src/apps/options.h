@@ -90,11 +90,13 @@ struct CalibrationFlags {
 struct QuantizeFlags {
   QuantizeOptions quantize{};
   CalibrationFlags calibration{};
+  bool dry_run = false;  // only say what it would take
 };
 
 struct PruneFlags {
   PruneOptions prune{};
   CalibrationFlags calibration{};
+  bool dry_run = false;
 };
 
 struct PlanOptions {

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "apps/calibration_file.h"
+#include "apps/dry_run.h"
 #include "apps/model_files.h"
 #include "apps/subcommands.h"
 #include "apps/terminal.h"
@@ -85,6 +86,7 @@ void print_report(const QuantizeReport& report, const std::string& target, doubl
 
 int quantize(const QuantizeFlags& flags) {
   const auto start = Clock::now();
+  return_freed_memory();
   QuantizeJob job{.options = flags.quantize};
   job.options.source = find_model(flags.quantize.source.string());
   const CalibrationFlags& c = flags.calibration;
@@ -96,6 +98,11 @@ int quantize(const QuantizeFlags& flags) {
   if (job.options.recipe != "rtn") {
     tokens.emplace(load_calibration(job.options.source, c));
     job.options.calibration_key = tokens->key();
+  }
+  if (flags.dry_run) {
+    const RunEstimate estimate = job.estimate(tokens ? &*tokens : nullptr);
+    print_estimate(estimate, job.options.target, job.options.spill);
+    return 0;
   }
   job.make_encoder = [&](const Recipe& recipe, const GlmConfig& config, const GlmWeights& weights) {
     if (recipe.method == Method::kRoundToNearest) return make_nearest_encoder(pool);

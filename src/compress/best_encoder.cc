@@ -13,20 +13,6 @@ namespace {
 // An expert that saw fewer inputs than this many times its columns is rounded without them.
 constexpr double kFewestRowsPerColumn = 0.25;
 
-struct Stage {  // linears that can be encoded from one pass over the tokens
-  Block block = Block::kAttention;
-  std::set<Site> sites{};
-  bool last = false;  // of its block
-};
-
-const Stage kStages[] = {
-    {Block::kAttention, {Site::kQkvA}},
-    {Block::kAttention, {Site::kQB, Site::kKvB}},
-    {Block::kAttention, {Site::kO}, true},
-    {Block::kFeedForward, {Site::kGateUp, Site::kExpertsGateUp}},
-    {Block::kFeedForward, {Site::kDown, Site::kExpertsDown}, true},
-};
-
 bool is_expert(Site site) {
   return site == Site::kExpertsGateUp || site == Site::kExpertsDown;
 }
@@ -40,10 +26,10 @@ class QuantizedStack {
     encoded_.emplace(group.first_row, std::move(encoded));
   }
 
-  // Groups that were not added keep their original rows.
-  Weight weight(const std::vector<const PlannedGroup*>& groups) const {
+  // Takes what was added; other groups keep their original rows.
+  Weight take(const std::vector<const PlannedGroup*>& groups) {
     using Held = std::pair<std::map<int64_t, Encoded>, std::shared_ptr<const void>>;
-    auto held = std::make_shared<Held>(encoded_, original_.source);
+    auto held = std::make_shared<Held>(std::move(encoded_), original_.source);
     Weight w = original_;
     w.resident = nullptr;
     w.parts.clear();
@@ -76,7 +62,7 @@ class BestEncoder : public LayerEncoder {
   LayerReport encode_layer(const std::vector<PlannedGroup>& layer, const Emit& emit) override {
     LayerReport report;
     runner_.begin_layer(layer.front().group.layer);
-    for (const Stage& stage : kStages) {
+    for (const Stage& stage : best_stages()) {
       observe(stage, layer);
       encode(stage, layer, emit, report);
       if (stage.last) advance(Version::kQuantized, stage.block);
@@ -102,7 +88,7 @@ class BestEncoder : public LayerEncoder {
         round_to_nearest(*embedding.weight, embedding.group, embedding.precision, pool_);
     QuantizedStack stack(*embedding.weight);
     stack.add(embedding.group, encoded);
-    const Weight table = stack.weight({&embedding});
+    const Weight table = stack.take({&embedding});
     runner_.embed(&table);
     return encoded;
   }
@@ -172,7 +158,7 @@ class BestEncoder : public LayerEncoder {
         stack.add(planned->group, std::move(encoded));
         changed = true;
       }
-      if (changed) runner_.replace(site, stack.weight(groups));
+      if (changed) runner_.replace(site, stack.take(groups));
     }
   }
 
@@ -206,6 +192,17 @@ class BestEncoder : public LayerEncoder {
 };
 
 }  // namespace
+
+const std::vector<Stage>& best_stages() {
+  static const std::vector<Stage> stages = {
+      {Block::kAttention, {Site::kQkvA}},
+      {Block::kAttention, {Site::kQB, Site::kKvB}},
+      {Block::kAttention, {Site::kO}, true},
+      {Block::kFeedForward, {Site::kGateUp, Site::kExpertsGateUp}},
+      {Block::kFeedForward, {Site::kDown, Site::kExpertsDown}, true},
+  };
+  return stages;
+}
 
 std::unique_ptr<LayerEncoder> make_best_encoder(LayerRunner& runner, ThreadPool& pool) {
   return std::make_unique<BestEncoder>(runner, pool);

@@ -37,12 +37,16 @@ class QuantizeRun {
     weights_ = GlmWeights::load(checkpoint_, config_);
     recipe_ = Recipe::make(options_, config_, weights_);
     plan();
-    writer_ = std::make_unique<CheckpointWriter>(
-        options_.target, tensors_,
-        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
+  }
+
+  RunEstimate estimate(const CalibrationTokens* tokens) const {
+    return estimate_quantization(recipe_, config_, tokens, !options_.spill.empty(), tensors_);
   }
 
   QuantizeReport run() {
+    writer_ = std::make_unique<CheckpointWriter>(
+        options_.target, tensors_,
+        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
     auto encoder = job_.make_encoder(recipe_, config_, weights_);
     Journal journal(*writer_, settings_of(options_, recipe_), options_.resume);
     if (recipe_.calibrates()) {
@@ -257,6 +261,11 @@ class NearestEncoder : public LayerEncoder {
 
 QuantizeReport QuantizeJob::run() {
   return QuantizeRun(*this).run();
+}
+
+RunEstimate QuantizeJob::estimate(const CalibrationTokens* tokens) {
+  check_is_new(options.target);
+  return QuantizeRun(*this).estimate(tokens);
 }
 
 std::unique_ptr<LayerEncoder> make_nearest_encoder(ThreadPool& pool) {

@@ -8,6 +8,7 @@
 #include "base/thread_pool.h"
 #include "compress/recipe.h"
 #include "compress/report.h"
+#include "compress/run_estimate.h"
 
 namespace nibble {
 
@@ -48,6 +49,9 @@ struct QuantizeJob {
   std::function<void(const QuantizeProgress&)> on_progress{};
 
   QuantizeReport run();
+  // What run() would take; writes nothing. `tokens` calibrate; null where the recipe does not.
+  // Throws the Errors that run() throws before it encodes.
+  RunEstimate estimate(const CalibrationTokens* tokens);
 };
 
 // The encoder of recipe rtn.
