@@ -55,6 +55,11 @@ void add_quantize_flags(CLI::App& app, QuantizeFlags& f) {
       ->type_name("PATTERN");
   group->add_option("--fp8", o.fp8, "linears in FP8 instead; may be repeated")
       ->type_name("PATTERN");
+  group
+      ->add_option("--budget", f.budget,
+                   "keep linears in FP8, q_a and kv_a first, then by their loss a byte, until the "
+                   "result is so much larger, such as +1%")
+      ->type_name("+N%");
   group->add_option("--lm-head", o.lm_head, "bf16, fp8 or nvfp4")
       ->capture_default_str()
       ->type_name("NAME");

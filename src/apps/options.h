@@ -90,6 +90,7 @@ struct CalibrationFlags {
 struct QuantizeFlags {
   QuantizeOptions quantize{};
   CalibrationFlags calibration{};
+  std::string budget{};  // "+1%"
   bool dry_run = false;  // only say what it would take
 };
 

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "compress/error_feedback.h"
+#include "compress/quantized_stack.h"
 #include "compress/round_to_nearest.h"
 
 namespace nibble {
@@ -16,42 +17,6 @@ constexpr double kFewestRowsPerColumn = 0.25;
 bool is_expert(Site site) {
   return site == Site::kExpertsGateUp || site == Site::kExpertsDown;
 }
-
-// What the quantized version of a stack is made of: a part for each linear group.
-class QuantizedStack {
- public:
-  explicit QuantizedStack(const Weight& original) : original_(original) {}
-
-  void add(const LinearGroup& group, Encoded encoded) {
-    encoded_.emplace(group.first_row, std::move(encoded));
-  }
-
-  // Takes what was added; other groups keep their original rows.
-  Weight take(const std::vector<const PlannedGroup*>& groups) {
-    using Held = std::pair<std::map<int64_t, Encoded>, std::shared_ptr<const void>>;
-    auto held = std::make_shared<Held>(std::move(encoded_), original_.source);
-    Weight w = original_;
-    w.resident = nullptr;
-    w.parts.clear();
-    for (const PlannedGroup* planned : groups) {
-      const LinearGroup& group = planned->group;
-      const auto found = held->first.find(group.first_row);
-      if (found != held->first.end()) {
-        w.parts.push_back(found->second.part());
-        continue;
-      }
-      for (const WeightPart& part : slice_rows(original_, group.first_row, group.rows)) {
-        w.parts.push_back(part);
-      }
-    }
-    w.source = held;
-    return w;
-  }
-
- private:
-  const Weight& original_;
-  std::map<int64_t, Encoded> encoded_;
-};
 
 class BestEncoder : public LayerEncoder {
  public:
@@ -117,7 +82,7 @@ class BestEncoder : public LayerEncoder {
       const LinearGroup& group = planned.group;
       if (!stage.sites.contains(group.site)) continue;
       sites.insert(group.site);
-      const bool with_cross = !is_expert(group.site) && planned.precision == Precision::kNvfp4;
+      const bool with_cross = !is_expert(group.site) && planned.precision != Precision::kKept;
       if (with_cross) original_sites.insert(group.site);
       moments_[key_of(group)].reset(group.cols, with_cross);
     }
@@ -166,23 +131,20 @@ class BestEncoder : public LayerEncoder {
                        LayerReport& report) {
     const LinearGroup& group = planned.group;
     GroupReport entry{.name = group.name(), .precision = planned.precision, .tokens = moments.rows};
-    Encoded encoded;
-    if (planned.precision == Precision::kFp8) {
-      encoded = round_to_nearest(original, group, planned.precision, pool_);
-      encoded.input_amax = moments.amax();
-    } else {
-      std::vector<float> weights(size_t(group.rows * group.cols));
-      pool_.parallel_for(group.rows, [&](int64_t r) {
-        decode_rows(original, group, r, 1, weights.data() + r * group.cols);
-      });
-      FeedbackResult result =
-          encode_with_feedback(group.name(), weights, group.rows, moments, options_, pool_);
-      encoded = std::move(result.encoded);
-      entry.error = result.output_error;
-      entry.fell_back = double(moments.rows) < kFewestRowsPerColumn * double(group.cols);
-    }
+    std::vector<float> weights(size_t(group.rows * group.cols));
+    pool_.parallel_for(group.rows, [&](int64_t r) {
+      decode_rows(original, group, r, 1, weights.data() + r * group.cols);
+    });
+    entry.fell_back = double(moments.rows) < kFewestRowsPerColumn * double(group.cols);
+    Moments none;
+    if (entry.fell_back) none.reset(group.cols, /*with_cross=*/false);
+    FeedbackResult result =
+        encode_with_feedback(group.name(), weights, group.rows, planned.precision,
+                             entry.fell_back ? none : moments, options_, pool_);
+    result.encoded.input_amax = moments.amax();
+    entry.error = result.output_error;
     report.groups.push_back(std::move(entry));
-    return encoded;
+    return std::move(result.encoded);
   }
 
   LayerRunner& runner_;

@@ -146,7 +146,7 @@ class Estimator {
   }
 
   static bool crosses(const PlannedGroup& planned) {
-    return planned.group.expert < 0 && planned.precision == Precision::kNvfp4;
+    return planned.group.expert < 0 && planned.precision != Precision::kKept;
   }
 
   // Rows of a slab that one expert gets: twice the mean, as routing is uneven.
@@ -173,7 +173,7 @@ class Estimator {
 
   // Of encode_with_feedback and its arguments, moments apart.
   static int64_t feedback_bytes(const PlannedGroup& planned) {
-    if (planned.precision != Precision::kNvfp4) return encoded_bytes(planned);
+    if (planned.precision == Precision::kKept) return 0;
     const int64_t k = planned.group.cols, square = k * k;
     const int64_t matrix = planned.group.rows * k * kFloat;
     const int64_t factoring = 2 * matrix + square * 12;
