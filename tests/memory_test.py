@@ -21,13 +21,11 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=["pocket", "synthetic"])
-def source(request, tmp_path_factory):
-    if request.param == "pocket":
-        return ROOT / "models" / "pocket"
-    folder = tmp_path_factory.mktemp("synthetic") / "model"
-    write_checkpoint(folder, small_widths(), layers=2)
-    return folder
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    synthetic = tmp_path_factory.mktemp("synthetic") / "model"
+    write_checkpoint(synthetic, small_widths(), layers=2)
+    return {"pocket": ROOT / "models" / "pocket", "synthetic": synthetic}
 
 
 def command_line(nibble, case, source, target, *flags):
@@ -64,9 +62,9 @@ def close(said, taken):
     return abs(said - taken) < TOLERANCE * taken
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_dry_run_holds(nibble, source, case, tmp_path):
-    command = command_line(nibble, case, source, tmp_path / "made")
+@pytest.mark.parametrize("case, source", [*((case, "pocket") for case in CASES), ("best", "synthetic"), ("prune", "synthetic")])
+def test_dry_run_holds(nibble, sources, case, source, tmp_path):
+    command = command_line(nibble, case, sources[source], tmp_path / "made")
     said = dry_run(command)
     assert not list(tmp_path.iterdir())
     memory, written = measured_run(command)
