@@ -67,10 +67,8 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
                    "must agree with the checkpoint, which decides")
       ->type_name("NAME");
   group
-      ->add_option(
-          "--kv-cache-dtype", o.kv_cache_dtype,
-          "auto (fp8 where the checkpoint asks for it, else bfloat16), bfloat16, fp8, int8 or "
-          "nvfp4")
+      ->add_option("--kv-cache-dtype", o.kv_cache_dtype,
+                   "auto: the checkpoint's; bfloat16, fp8, int8, nvfp4")
       ->capture_default_str()
       ->type_name("NAME");
   group
