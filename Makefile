@@ -1,6 +1,7 @@
 # A thin door over CMake and scripts/. ARGS="..." goes to the program: make serve ARGS="--port 9000"
 .DEFAULT_GOAL := help
 .PHONY: help setup build cuda cuda-all serve chat eval test install format
+POCKET_NVFP4 = build/pocket-nvfp4
 PREFIX ?= /usr/local
 ARGS ?=
 
@@ -21,8 +22,14 @@ cuda-all:  ## the same for all GPUs from Ampere to Blackwell
 	@scripts/setup.sh cuda
 	@scripts/cuda.sh all
 
-serve: build  ## serve the pocket model on port 8000
-	@build/nibble serve $(ARGS)
+serve: build $(POCKET_NVFP4)  ## serve the pocket model, quantized to NVFP4, on port 8000
+	@build/nibble serve $(POCKET_NVFP4) --served-model-name pocket $(ARGS)
+
+$(POCKET_NVFP4): models/pocket/model.safetensors.index.json | build
+	@rm -rf $@
+	@echo "Quantizing the pocket model to NVFP4: once, about a minute"
+	@build/nibble quantize models/pocket $@ $$([ ! -d $@.partial ] || echo --resume) >build/quantize.log || \
+	  { rm -rf $@.partial; exit 1; }
 
 chat: build  ## talk to the pocket model in the terminal
 	@build/nibble chat $(ARGS)

@@ -1,6 +1,7 @@
 """`nibble prune`: what is kept is kept as it was, routers follow, and REAP keeps more than frequency."""
 
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -63,3 +64,24 @@ def test_wrong_numbers_are_refused(nibble, tmp_path):
         result = run(nibble, POCKET, tmp_path / "made", "--experts", experts)
         assert result.returncode == 1 and "must be between 4 (chosen for each token) and 16" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_pruned_and_quantized_model_is_served(nibble, serve, pruned, tmp_path):
+    """With its cache in FP8 where the checkpoint asks for that: half the bytes, twice the blocks."""
+    target, cache = tmp_path / "made", ["--kv-cache-memory-bytes", "16777216"]
+    command = [nibble, "quantize", pruned, target, "--recipe", "rtn", "--kv-cache-dtype", "fp8"]
+    assert subprocess.run([str(x) for x in command], capture_output=True, timeout=60).returncode == 0
+
+    def blocks(*flags):
+        server = serve(target, "--served-model-name", "pruned", *cache, *flags)
+        question = {"role": "user", "content": "What is 3 + 4?"}
+        answer = server.answer(
+            "/v1/chat/completions", {"model": "pruned", "messages": [question], "temperature": 0, "max_tokens": 64}
+        )
+        assert answer["usage"]["completion_tokens"] > 1
+        text = server.http.get("/metrics").text
+        return int(re.search(r'num_gpu_blocks="(\d+)"', text).group(1)), answer["choices"][0]["message"]["content"]
+
+    (fp8, answer), (bf16, _) = blocks(), blocks("--kv-cache-dtype", "bfloat16")
+    assert fp8 == pytest.approx(2 * bf16, abs=2)
+    assert "7" in answer

@@ -89,6 +89,8 @@ def test_existing_target_is_refused(nibble, tmp_path):
         (["--format", "gguf"], "--format gguf"),
         (["--lm-head", "int4"], "--lm-head int4"),
         (["--resume"], "nothing to go on with"),
+        (["--budget", "1"], "--budget 1: must be a percentage"),
+        (["--budget", "+1%"], "which recipe rtn has not"),
     ],
 )
 def test_wrong_flags_are_named(nibble, tmp_path, flags, message):
@@ -217,6 +219,19 @@ def test_fp8_linears_make_it_mixed_precision(nibble, source, tmp_path):
     magnitude = reference.e4m3_values()[made[name + ".weight"] & 127] * scale
     assert np.abs(magnitude - np.abs(source[name + ".weight"])).max() < 2**-4 * np.abs(source[name + ".weight"]).max()
     assert made["lm_head.weight"].shape == source["lm_head.weight"].shape and "lm_head.weight_scale" in made
+
+
+def test_budget_is_spent_on_fp8_q_a_and_kv_a_first(nibble, best, tmp_path):
+    assert run(nibble, POCKET, tmp_path / "made", *FEW, "--budget", "+1%").returncode == 0
+    size, plain = ((x / "model.safetensors").stat().st_size for x in (tmp_path / "made", best))
+    assert 1.008 * plain < size < 1.0101 * plain  # headers differ a little
+    layers = json.loads((tmp_path / "made" / "hf_quant_config.json").read_text())["quantization"]["quantized_layers"]
+    fp8 = {name for name, how in layers.items() if how["quant_algo"] == "FP8"}
+    first = {name for name in fp8 if name.endswith("q_a_proj")}
+    assert {name.replace("q_a_proj", "kv_a_proj_with_mqa") for name in first} <= fp8
+    q_a = reference.tensors_of(POCKET)["model.layers.0.self_attn.q_a_proj.weight"]
+    kv_a = reference.tensors_of(POCKET)["model.layers.0.self_attn.kv_a_proj_with_mqa.weight"]
+    assert len(first) == int(0.01 * plain // ((q_a.size + kv_a.size) * 7 / 16))
 
 
 def test_compressed_tensors_stores_reciprocal_scales(nibble, rtn, tmp_path):

@@ -30,10 +30,12 @@ void add_calibration_flags(CLI::App& app, CalibrationFlags& f) {
       ->type_name("N");
 }
 
-void add_run_flags(CLI::App& app, std::filesystem::path& spill, bool& resume) {
+void add_run_flags(CLI::App& app, std::filesystem::path& spill, bool& resume, bool& dry_run) {
   auto* group = app.add_option_group("run");
   group->add_option("--spill", spill, "folder for activations (default: memory)")->type_name("DIR");
   group->add_flag("--resume", resume, "go on with a run that was stopped");
+  group->add_flag("--dry-run", dry_run,
+                  "only say what it would take of memory and disk on the CPU");
 }
 
 }  // namespace
@@ -53,6 +55,11 @@ void add_quantize_flags(CLI::App& app, QuantizeFlags& f) {
       ->type_name("PATTERN");
   group->add_option("--fp8", o.fp8, "linears in FP8 instead; may be repeated")
       ->type_name("PATTERN");
+  group
+      ->add_option("--budget", f.budget,
+                   "keep linears in FP8, q_a and kv_a first, then by their loss a byte, until the "
+                   "result is so much larger, such as +1%")
+      ->type_name("+N%");
   group->add_option("--lm-head", o.lm_head, "bf16, fp8 or nvfp4")
       ->capture_default_str()
       ->type_name("NAME");
@@ -67,7 +74,7 @@ void add_quantize_flags(CLI::App& app, QuantizeFlags& f) {
                    "auto or fp8: what the checkpoint asks of engines")
       ->capture_default_str()
       ->type_name("NAME");
-  add_run_flags(app, o.spill, o.resume);
+  add_run_flags(app, o.spill, o.resume, f.dry_run);
 }
 
 void add_prune_flags(CLI::App& app, PruneFlags& f) {
@@ -84,7 +91,7 @@ void add_prune_flags(CLI::App& app, PruneFlags& f) {
       ->capture_default_str()
       ->type_name("NAME");
   add_calibration_flags(app, f.calibration);
-  add_run_flags(app, o.spill, o.resume);
+  add_run_flags(app, o.spill, o.resume, f.dry_run);
 }
 
 }  // namespace nibble

@@ -66,7 +66,9 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
       ->add_option("--quantization,-q", o.quantization,
                    "must agree with the checkpoint, which decides")
       ->type_name("NAME");
-  group->add_option("--kv-cache-dtype", o.kv_cache_dtype, "auto, bfloat16, fp8, int8 or nvfp4")
+  group
+      ->add_option("--kv-cache-dtype", o.kv_cache_dtype,
+                   "auto: the checkpoint's; bfloat16, fp8, int8, nvfp4")
       ->capture_default_str()
       ->type_name("NAME");
   group

@@ -90,11 +90,14 @@ struct CalibrationFlags {
 struct QuantizeFlags {
   QuantizeOptions quantize{};
   CalibrationFlags calibration{};
+  std::string budget{};  // "+1%"
+  bool dry_run = false;  // only say what it would take
 };
 
 struct PruneFlags {
   PruneOptions prune{};
   CalibrationFlags calibration{};
+  bool dry_run = false;
 };
 
 struct PlanOptions {

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "apps/calibration_file.h"
+#include "apps/dry_run.h"
 #include "apps/model_files.h"
 #include "apps/subcommands.h"
 #include "apps/terminal.h"
@@ -43,6 +44,7 @@ void print_layers(const std::vector<PrunedLayer>& layers) {
 
 int prune(const PruneFlags& flags) {
   const auto start = std::chrono::steady_clock::now();
+  return_freed_memory();
   PruneJob job{.options = flags.prune};
   job.options.source = find_model(flags.prune.source.string());
   const CalibrationFlags& c = flags.calibration;
@@ -51,6 +53,10 @@ int prune(const PruneFlags& flags) {
   const auto backend = create_backend({.device = c.device, .threads = threads});
   const CalibrationTokens tokens(load_calibration(job.options.source, c));
   job.options.calibration_key = tokens.key();
+  if (flags.dry_run) {
+    print_estimate(job.estimate(tokens, pool), job.options.target, job.options.spill);
+    return 0;
+  }
   std::optional<LayerRunner> runner;
   job.make_runner = [&](const GlmConfig& config, const GlmWeights& weights) -> LayerRunner& {
     return runner.emplace(config, weights, *backend, tokens, job.options.spill);

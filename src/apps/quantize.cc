@@ -2,16 +2,19 @@
 #include "compress/quantize.h"
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <map>
 #include <optional>
 
 #include "apps/calibration_file.h"
+#include "apps/dry_run.h"
 #include "apps/model_files.h"
 #include "apps/subcommands.h"
 #include "apps/terminal.h"
 #include "backend/create.h"
+#include "base/error.h"
 #include "compress/awq_encoder.h"
 #include "compress/best_encoder.h"
 
@@ -81,21 +84,60 @@ void print_report(const QuantizeReport& report, const std::string& target, doubl
               seconds);
 }
 
+// "+1%" -> 0.01
+double share_of(const std::string& budget) {
+  const std::string digits = budget.substr(budget.starts_with("+") ? 1 : 0);
+  double percent = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), percent);
+  const bool whole = end == digits.data() + digits.size() - 1 && *end == '%';
+  if (error != std::errc() || !whole || !(percent > 0 && percent <= 100)) {
+    throw Error("--budget " + budget + ": must be a percentage of the result's bytes, such as +1%");
+  }
+  return percent / 100;
+}
+
+// Losses are measured on a first part of the tokens.
+std::vector<SiteLoss> losses_of(const Recipe& recipe, const GlmConfig& config,
+                                const GlmWeights& weights, Backend& backend,
+                                std::vector<std::vector<int32_t>> samples, ThreadPool& pool,
+                                ProgressLine& line) {
+  size_t rows = 0, count = 0;
+  while (count < samples.size() && rows < CalibrationTokens::kSlabRows) {
+    rows += samples[count++].size();
+  }
+  samples.resize(count);
+  const CalibrationTokens tokens(samples);
+  LayerRunner runner(config, weights, backend, tokens, {});
+  return measure_losses(recipe, runner, pool, [&](int layer) {
+    line.show("measuring losses, layer " + std::to_string(layer + 1) + " of " +
+              std::to_string(config.num_layers));
+  });
+}
+
 }  // namespace
 
 int quantize(const QuantizeFlags& flags) {
   const auto start = Clock::now();
+  return_freed_memory();
   QuantizeJob job{.options = flags.quantize};
   job.options.source = find_model(flags.quantize.source.string());
   const CalibrationFlags& c = flags.calibration;
   const int threads = c.threads > 0 ? c.threads : num_physical_cores();
   ThreadPool pool(threads);
   const auto backend = create_backend({.device = c.device, .threads = threads});
+  if (!flags.budget.empty()) job.options.budget = share_of(flags.budget);
+  std::vector<std::vector<int32_t>> samples;
   std::optional<CalibrationTokens> tokens;
   std::optional<LayerRunner> runner;
   if (job.options.recipe != "rtn") {
-    tokens.emplace(load_calibration(job.options.source, c));
+    samples = load_calibration(job.options.source, c);
+    tokens.emplace(samples);
     job.options.calibration_key = tokens->key();
+  }
+  if (flags.dry_run) {
+    const RunEstimate estimate = job.estimate(tokens ? &*tokens : nullptr);
+    print_estimate(estimate, job.options.target, job.options.spill);
+    return 0;
   }
   job.make_encoder = [&](const Recipe& recipe, const GlmConfig& config, const GlmWeights& weights) {
     if (recipe.method == Method::kRoundToNearest) return make_nearest_encoder(pool);
@@ -104,6 +146,10 @@ int quantize(const QuantizeFlags& flags) {
     return make_best_encoder(*runner, pool);
   };
   ProgressLine line;
+  job.measure_losses = [&](const Recipe& recipe, const GlmConfig& config,
+                           const GlmWeights& weights) {
+    return losses_of(recipe, config, weights, *backend, samples, pool, line);
+  };
   job.on_progress = [&](const QuantizeProgress& p) {
     const double seconds = seconds_since(start);
     std::string text = ProgressLine::bar(p.share) + "  layer " +

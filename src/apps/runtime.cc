@@ -21,9 +21,12 @@ bool is_exact(const std::string& dtype) {
               "float32");
 }
 
-KvFormat kv_format_of(const ModelOptions& o) {
+KvFormat kv_format_of(const ModelOptions& o, const GlmConfig& config) {
   const std::string& name = o.kv_cache_dtype;
-  if (name == "auto") return is_exact(o.dtype) ? KvFormat::kF32 : KvFormat::kBF16;
+  if (name == "auto") {
+    if (is_exact(o.dtype)) return KvFormat::kF32;
+    return config.quantization.wants_fp8_cache() ? KvFormat::kFp8 : KvFormat::kBF16;
+  }
   if (name == "bfloat16" || name == "bf16") return KvFormat::kBF16;
   if (name == "fp8" || name == "fp8_e4m3") return KvFormat::kFp8;
   if (name == "int8") return KvFormat::kInt8;
@@ -181,7 +184,7 @@ int parse_token_count(const std::string& flag, const std::string& text) {
 
 Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                  std::function<void()> on_step)
-    : config(config_of(o, folder)), kv_format(kv_format_of(o)) {
+    : config(config_of(o, folder)), kv_format(kv_format_of(o, config)) {
   check_quantization(o.quantization, config);
   backend = create_backend({.device = o.device,
                             .threads = o.threads,

@@ -68,6 +68,19 @@ int64_t TensorPlan::size_bytes() const {
   return bytes;
 }
 
+int64_t total_bytes(const std::vector<TensorPlan>& tensors) {
+  int64_t bytes = 0;
+  for (const TensorPlan& tensor : tensors) bytes += tensor.size_bytes();
+  return bytes;
+}
+
+void check_is_new(const fs::path& folder) {
+  std::error_code ignored;
+  if (fs::exists(folder, ignored)) {
+    throw Error(folder.string() + ": is there already; name a new folder");
+  }
+}
+
 fs::path partial_folder_of(const fs::path& folder) {
   const fs::path plain = folder.has_filename() ? folder : folder.parent_path();
   return plain.string() + ".partial";
@@ -78,9 +91,7 @@ CheckpointWriter::CheckpointWriter(fs::path folder, std::vector<TensorPlan> tens
     : folder_(folder.has_filename() ? folder : folder.parent_path()),
       partial_(partial_folder_of(folder)) {
   std::error_code ignored;
-  if (fs::exists(folder_, ignored)) {
-    throw Error(folder_.string() + ": is there already; name a new folder");
-  }
+  check_is_new(folder_);
   lay_out(tensors, options.file_bytes);
   try {
     if (options.resume) {

@@ -80,6 +80,11 @@ class CheckpointWriter {
   bool finished_ = false;
 };
 
+int64_t total_bytes(const std::vector<TensorPlan>& tensors);
+
+// Throws Error that the folder is there already, if it is.
+void check_is_new(const std::filesystem::path& folder);
+
 // The folder that a writer of `folder` fills.
 std::filesystem::path partial_folder_of(const std::filesystem::path& folder);
 

@@ -148,6 +148,14 @@ std::optional<QuantizationConfig::Rule> QuantizationConfig::modelopt_rule(const 
   return Rule{.format = Format::kNvfp4};
 }
 
+void QuantizationConfig::read_cache(const JsonFile& file, const std::string& key) {
+  fp8_cache_ |= file.string(key + ".kv_cache_quant_algo").value_or("") == "FP8";
+  const std::string scheme = key + ".kv_cache_scheme";
+  if (!file.has(scheme)) return;
+  fp8_cache_ |= file.integer(scheme + ".num_bits", 1, 64).value_or(0) == 8 &&
+                file.string(scheme + ".type").value_or("") == "float";
+}
+
 void QuantizationConfig::read_modelopt(const JsonFile& file, const std::string& key) {
   const json& object = at(file, key);
   const std::string algorithm = file.string(key + ".quant_algo").value_or("");
@@ -156,6 +164,7 @@ void QuantizationConfig::read_modelopt(const JsonFile& file, const std::string& 
                                        " says \"" + algorithm_ + "\"");
   }
   method_ = "modelopt";
+  read_cache(file, key);
   algorithm_ = algorithm;
   nvfp4_embedding_ |= file.boolean(key + ".nvfp4_embed").value_or(false);
   Source source{.place = file.name() + ": " + key};
@@ -180,6 +189,7 @@ void QuantizationConfig::read_modelopt(const JsonFile& file, const std::string& 
 
 void QuantizationConfig::read_compressed(const JsonFile& file, const std::string& key) {
   method_ = "compressed-tensors";
+  read_cache(file, key);
   Source source{.place = file.name() + ": " + key};
   exclude(patterns(file, key + ".ignore", compressed_pattern), source);
   const std::string groups = key + ".config_groups";

@@ -46,6 +46,9 @@ class QuantizationConfig {
   const std::string& method() const { return method_; }
   // Whether an NVFP4 embedding's scale is weight_scale_2 * input_scale (the nvfp4_embed extension).
   bool scales_embedding_twice() const { return nvfp4_embedding_; }
+  // Whether it asks engines for a cache in FP8: kv_cache_quant_algo "FP8", or a kv_cache_scheme of
+  // 8-bit floats.
+  bool wants_fp8_cache() const { return fp8_cache_; }
 
   // Throws Error when a linear is stored in another format than is said, is quantized though it is
   // excluded, or is not though it should be.
@@ -90,12 +93,14 @@ class QuantizationConfig {
   static std::optional<Rule> modelopt_rule(const JsonFile& file, const std::string& key,
                                            const nlohmann::json& object);
   static void exclude(const std::vector<Pattern>& patterns, Source& source);
+  void read_cache(const JsonFile& file, const std::string& key);
   void read_modelopt(const JsonFile& file, const std::string& key);
   void read_compressed(const JsonFile& file, const std::string& key);
   void check(const Source& source, const FoundLinear& linear) const;
 
   std::string method_{};
   std::string algorithm_{};  // ModelOpt's quant_algo
+  bool fp8_cache_ = false;
   bool nvfp4_embedding_ = false;
   std::vector<Source> sources_{};
 };

@@ -133,5 +133,17 @@ TEST_F(QuantizationFiles, HfQuantConfigIsReadToo) {
   EXPECT_ERROR(QuantizationConfig::load(folder_, plain), "quantization is missing");
 }
 
+TEST(QuantizationConfig, SaysWhetherTheCacheIsFp8) {
+  const std::string modelopt = R"({"quant_method": "modelopt", "quant_algo": "NVFP4")";
+  const std::string scheme = R"("kv_cache_scheme": {"num_bits": 8, "type": "float"})";
+  EXPECT_FALSE(parse(modelopt + "}").wants_fp8_cache());
+  EXPECT_FALSE(parse(modelopt + R"(, "kv_cache_quant_algo": null})").wants_fp8_cache());
+  EXPECT_TRUE(parse(modelopt + R"(, "kv_cache_quant_algo": "FP8"})").wants_fp8_cache());
+  EXPECT_TRUE(parse(modelopt + ", " + scheme + "}").wants_fp8_cache());
+  EXPECT_TRUE(
+      parse(R"({"quant_method": "compressed-tensors", "config_groups": {}, )" + scheme + "}")
+          .wants_fp8_cache());
+}
+
 }  // namespace
 }  // namespace nibble

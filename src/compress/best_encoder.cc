@@ -5,6 +5,7 @@
 #include <map>
 
 #include "compress/error_feedback.h"
+#include "compress/quantized_stack.h"
 #include "compress/round_to_nearest.h"
 
 namespace nibble {
@@ -13,59 +14,9 @@ namespace {
 // An expert that saw fewer inputs than this many times its columns is rounded without them.
 constexpr double kFewestRowsPerColumn = 0.25;
 
-struct Stage {  // linears that can be encoded from one pass over the tokens
-  Block block = Block::kAttention;
-  std::set<Site> sites{};
-  bool last = false;  // of its block
-};
-
-const Stage kStages[] = {
-    {Block::kAttention, {Site::kQkvA}},
-    {Block::kAttention, {Site::kQB, Site::kKvB}},
-    {Block::kAttention, {Site::kO}, true},
-    {Block::kFeedForward, {Site::kGateUp, Site::kExpertsGateUp}},
-    {Block::kFeedForward, {Site::kDown, Site::kExpertsDown}, true},
-};
-
 bool is_expert(Site site) {
   return site == Site::kExpertsGateUp || site == Site::kExpertsDown;
 }
-
-// What the quantized version of a stack is made of: a part for each linear group.
-class QuantizedStack {
- public:
-  explicit QuantizedStack(const Weight& original) : original_(original) {}
-
-  void add(const LinearGroup& group, Encoded encoded) {
-    encoded_.emplace(group.first_row, std::move(encoded));
-  }
-
-  // Groups that were not added keep their original rows.
-  Weight weight(const std::vector<const PlannedGroup*>& groups) const {
-    using Held = std::pair<std::map<int64_t, Encoded>, std::shared_ptr<const void>>;
-    auto held = std::make_shared<Held>(encoded_, original_.source);
-    Weight w = original_;
-    w.resident = nullptr;
-    w.parts.clear();
-    for (const PlannedGroup* planned : groups) {
-      const LinearGroup& group = planned->group;
-      const auto found = held->first.find(group.first_row);
-      if (found != held->first.end()) {
-        w.parts.push_back(found->second.part());
-        continue;
-      }
-      for (const WeightPart& part : slice_rows(original_, group.first_row, group.rows)) {
-        w.parts.push_back(part);
-      }
-    }
-    w.source = held;
-    return w;
-  }
-
- private:
-  const Weight& original_;
-  std::map<int64_t, Encoded> encoded_;
-};
 
 class BestEncoder : public LayerEncoder {
  public:
@@ -76,7 +27,7 @@ class BestEncoder : public LayerEncoder {
   LayerReport encode_layer(const std::vector<PlannedGroup>& layer, const Emit& emit) override {
     LayerReport report;
     runner_.begin_layer(layer.front().group.layer);
-    for (const Stage& stage : kStages) {
+    for (const Stage& stage : best_stages()) {
       observe(stage, layer);
       encode(stage, layer, emit, report);
       if (stage.last) advance(Version::kQuantized, stage.block);
@@ -102,7 +53,7 @@ class BestEncoder : public LayerEncoder {
         round_to_nearest(*embedding.weight, embedding.group, embedding.precision, pool_);
     QuantizedStack stack(*embedding.weight);
     stack.add(embedding.group, encoded);
-    const Weight table = stack.weight({&embedding});
+    const Weight table = stack.take({&embedding});
     runner_.embed(&table);
     return encoded;
   }
@@ -131,7 +82,7 @@ class BestEncoder : public LayerEncoder {
       const LinearGroup& group = planned.group;
       if (!stage.sites.contains(group.site)) continue;
       sites.insert(group.site);
-      const bool with_cross = !is_expert(group.site) && planned.precision == Precision::kNvfp4;
+      const bool with_cross = !is_expert(group.site) && planned.precision != Precision::kKept;
       if (with_cross) original_sites.insert(group.site);
       moments_[key_of(group)].reset(group.cols, with_cross);
     }
@@ -172,7 +123,7 @@ class BestEncoder : public LayerEncoder {
         stack.add(planned->group, std::move(encoded));
         changed = true;
       }
-      if (changed) runner_.replace(site, stack.weight(groups));
+      if (changed) runner_.replace(site, stack.take(groups));
     }
   }
 
@@ -180,23 +131,20 @@ class BestEncoder : public LayerEncoder {
                        LayerReport& report) {
     const LinearGroup& group = planned.group;
     GroupReport entry{.name = group.name(), .precision = planned.precision, .tokens = moments.rows};
-    Encoded encoded;
-    if (planned.precision == Precision::kFp8) {
-      encoded = round_to_nearest(original, group, planned.precision, pool_);
-      encoded.input_amax = moments.amax();
-    } else {
-      std::vector<float> weights(size_t(group.rows * group.cols));
-      pool_.parallel_for(group.rows, [&](int64_t r) {
-        decode_rows(original, group, r, 1, weights.data() + r * group.cols);
-      });
-      FeedbackResult result =
-          encode_with_feedback(group.name(), weights, group.rows, moments, options_, pool_);
-      encoded = std::move(result.encoded);
-      entry.error = result.output_error;
-      entry.fell_back = double(moments.rows) < kFewestRowsPerColumn * double(group.cols);
-    }
+    std::vector<float> weights(size_t(group.rows * group.cols));
+    pool_.parallel_for(group.rows, [&](int64_t r) {
+      decode_rows(original, group, r, 1, weights.data() + r * group.cols);
+    });
+    entry.fell_back = double(moments.rows) < kFewestRowsPerColumn * double(group.cols);
+    Moments none;
+    if (entry.fell_back) none.reset(group.cols, /*with_cross=*/false);
+    FeedbackResult result =
+        encode_with_feedback(group.name(), weights, group.rows, planned.precision,
+                             entry.fell_back ? none : moments, options_, pool_);
+    result.encoded.input_amax = moments.amax();
+    entry.error = result.output_error;
     report.groups.push_back(std::move(entry));
-    return encoded;
+    return std::move(result.encoded);
   }
 
   LayerRunner& runner_;
@@ -206,6 +154,17 @@ class BestEncoder : public LayerEncoder {
 };
 
 }  // namespace
+
+const std::vector<Stage>& best_stages() {
+  static const std::vector<Stage> stages = {
+      {Block::kAttention, {Site::kQkvA}},
+      {Block::kAttention, {Site::kQB, Site::kKvB}},
+      {Block::kAttention, {Site::kO}, true},
+      {Block::kFeedForward, {Site::kGateUp, Site::kExpertsGateUp}},
+      {Block::kFeedForward, {Site::kDown, Site::kExpertsDown}, true},
+  };
+  return stages;
+}
 
 std::unique_ptr<LayerEncoder> make_best_encoder(LayerRunner& runner, ThreadPool& pool) {
   return std::make_unique<BestEncoder>(runner, pool);

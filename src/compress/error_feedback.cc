@@ -8,6 +8,7 @@
 #include "compress/block_search.h"
 #include "compress/cholesky.h"
 #include "compress/matrix_product.h"
+#include "compress/round_to_nearest.h"
 #include "quant/nvfp4.h"
 
 namespace nibble {
@@ -148,10 +149,33 @@ void round_rows(const std::vector<float>& targets, const Order& order, const Fee
   }
 }
 
+// Rounds targets [rows, cols of the order], block by block.
+Encoded round_targets(const std::vector<float>& targets, int64_t rows, const Order& order,
+                      const Factors& factors, const FeedbackOptions& options, int64_t n,
+                      ThreadPool& pool) {
+  Encoded out = Encoded::of(Precision::kNvfp4, rows, n);
+  float amax = 0;
+  for (const float w : targets) amax = std::max(amax, std::fabs(w));
+  out.tensor_scale = amax == 0 ? 1.0f : amax / (nvfp4::kE2M1Max * options.largest_scale);
+  const Feedback feedback{.cols = n,
+                          .before = factors.before.data(),
+                          .inside = factors.inside.data(),
+                          .weight = factors.weight.data()};
+  const ScaleSearch search{.tensor_scale = out.tensor_scale,
+                           .lowest = options.lowest_candidate,
+                           .highest = options.highest_candidate};
+  pool.parallel_for((rows + kFeedbackRows - 1) / kFeedbackRows, [&](int64_t i) {
+    const int64_t first = i * kFeedbackRows;
+    round_rows(targets, order, feedback, search, first,
+               std::min<int64_t>(kFeedbackRows, rows - first), out);
+  });
+  return out;
+}
+
 }  // namespace
 
 FeedbackResult encode_with_feedback(const std::string& name, std::vector<float>& weights,
-                                    int64_t rows, const Moments& moments,
+                                    int64_t rows, Precision precision, const Moments& moments,
                                     const FeedbackOptions& options, ThreadPool& pool) {
   const int64_t n = moments.cols;
   const double output = moments.output_energy(weights.data(), rows, pool);
@@ -162,24 +186,12 @@ FeedbackResult encode_with_feedback(const std::string& name, std::vector<float>&
     move_targets(weights, rows, moments, order, u, options.target_share, pool);
   }
   FeedbackResult result;
-  Encoded& out = result.encoded = Encoded::of(Precision::kNvfp4, rows, n);
-  float amax = 0;
-  for (const float w : weights) amax = std::max(amax, std::fabs(w));
-  out.tensor_scale = amax == 0 ? 1.0f : amax / (nvfp4::kE2M1Max * options.largest_scale);
-  out.input_amax = moments.amax();
-  const Factors factors = factors_of(u, n, pool);
-  const Feedback feedback{.cols = n,
-                          .before = factors.before.data(),
-                          .inside = factors.inside.data(),
-                          .weight = factors.weight.data()};
-  const ScaleSearch search{.tensor_scale = out.tensor_scale,
-                           .lowest = options.lowest_candidate,
-                           .highest = options.highest_candidate};
-  pool.parallel_for((rows + kFeedbackRows - 1) / kFeedbackRows, [&](int64_t i) {
-    const int64_t first = i * kFeedbackRows;
-    round_rows(weights, order, feedback, search, first,
-               std::min<int64_t>(kFeedbackRows, rows - first), out);
-  });
+  Encoded& out = result.encoded;
+  if (precision == Precision::kNvfp4) {
+    out = round_targets(weights, rows, order, factors_of(u, n, pool), options, n, pool);
+  } else {
+    out = round_to_nearest(weights.data(), rows, n, precision, pool);
+  }
   pool.parallel_for(rows, [&](int64_t r) {
     out.decode_row(r, weights.data() + r * n);
     for (int64_t k = 0; k < n; ++k) original[size_t(r * n + k)] -= weights[size_t(r * n + k)];

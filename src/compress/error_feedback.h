@@ -7,7 +7,7 @@
 //      in that order, column k is rounded from T_k + sum over j < k of (T - Q)_j R_jk / R_kk, which
 //      leaves R_kk^2 times its squared error in the output
 //   3. a block's E4M3 scale is the candidate that leaves the least in its 16 columns
-// l is a share of H's mean diagonal.
+// l is a share of H's mean diagonal. FP8 has targets too, which are rounded to nearest.
 #pragma once
 
 #include <string>
@@ -33,7 +33,7 @@ struct FeedbackResult {
 // weights [rows, moments.cols] are overwritten. Throws Error that names `name`: the moments are not
 // finite.
 FeedbackResult encode_with_feedback(const std::string& name, std::vector<float>& weights,
-                                    int64_t rows, const Moments& moments,
+                                    int64_t rows, Precision precision, const Moments& moments,
                                     const FeedbackOptions& options, ThreadPool& pool);
 
 }  // namespace nibble

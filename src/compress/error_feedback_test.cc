@@ -53,9 +53,9 @@ struct Problem {
     return sum;
   }
 
-  FeedbackResult encode(const FeedbackOptions& options) {
+  FeedbackResult encode(const FeedbackOptions& options, Precision precision = Precision::kNvfp4) {
     std::vector<float> scratch = weights;
-    return encode_with_feedback("test", scratch, kRows, moments, options, pool);
+    return encode_with_feedback("test", scratch, kRows, precision, moments, options, pool);
   }
 };
 
@@ -80,6 +80,14 @@ TEST(ErrorFeedback, MovedTargetsComeCloserToTheOriginalOutput) {
   }
 }
 
+TEST(ErrorFeedback, MovesTargetsOfFp8Too) {
+  Problem p(true);
+  const Encoded nearest = round_to_nearest(p.weights.data(), kRows, kCols, Precision::kFp8, p.pool);
+  EXPECT_EQ(p.encode({.target_share = 0}, Precision::kFp8).encoded.codes, nearest.codes);
+  const Encoded moved = p.encode({.target_share = 0.5}, Precision::kFp8).encoded;
+  EXPECT_LT(p.output_error(moved, p.original), p.output_error(nearest, p.original));
+}
+
 TEST(ErrorFeedback, NeedsNoInputs) {
   Problem p(false);
   p.moments.reset(kCols, false);
@@ -95,8 +103,9 @@ TEST(ErrorFeedback, DoesNotDependOnTheNumberOfThreads) {
   Problem one(true), many(true);
   ThreadPool pool(3);
   std::vector<float> a = one.weights, b = many.weights;
-  const auto x = encode_with_feedback("test", a, kRows, one.moments, {}, one.pool);
-  const auto y = encode_with_feedback("test", b, kRows, many.moments, {}, pool);
+  const auto x =
+      encode_with_feedback("test", a, kRows, Precision::kNvfp4, one.moments, {}, one.pool);
+  const auto y = encode_with_feedback("test", b, kRows, Precision::kNvfp4, many.moments, {}, pool);
   EXPECT_EQ(x.encoded.codes, y.encoded.codes);
   EXPECT_EQ(x.encoded.scales, y.encoded.scales);
 }

@@ -108,6 +108,15 @@ void LayerRunner::run(Version version, Block block, const Slab& slab, const std:
   stream(version).write(slab.first_row, count, rows.data());
 }
 
+void LayerRunner::restart() {
+  std::vector<float> rows;
+  for (const Slab& slab : tokens_.slabs()) {
+    rows.resize(size_t(slab.batch.rows()) * size_t(config_.hidden));
+    read_stream(Version::kOriginal, slab, rows.data());
+    stream(Version::kQuantized).write(slab.first_row, slab.batch.rows(), rows.data());
+  }
+}
+
 double LayerRunner::stream_error() const {
   double change = 0, value = 0;
   std::vector<float> original, quantized;

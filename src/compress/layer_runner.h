@@ -33,6 +33,10 @@ class LayerRunner {
   void begin_layer(int layer);
   // Replaces a weight of the quantized version; `weight` is not uploaded yet.
   void replace(Site site, const Weight& weight);
+  // All weights of the quantized version are the original ones again.
+  void restore() { layers_[1] = layers_[0]; }
+  // The quantized stream goes on from where the original one is.
+  void restart();
 
   using Observer = std::function<void(Site site, const ObservedInputs& inputs)>;
   // Runs a slab through a block of one version and shows the inputs of `sites`; with `advance` the

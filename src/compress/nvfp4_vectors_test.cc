@@ -27,15 +27,20 @@ class Nvfp4Vectors : public ::testing::TestWithParam<std::string> {
   Checkpoint tensors_ = Checkpoint::parse(kVectors, file_.data(), file_.size());
 };
 
+std::vector<float> bf16_values(const StoredTensor& tensor) {
+  std::vector<float> values(static_cast<size_t>(tensor.num_elements()));
+  for (size_t i = 0; i < values.size(); ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, tensor.data + 2 * i, 2);
+    values[i] = bf16_to_float(bits);
+  }
+  return values;
+}
+
 TEST_P(Nvfp4Vectors, AreEncodedBitForBit) {
   const StoredTensor& input = tensor("input");
   const int64_t rows = input.shape[0], cols = input.shape[1];
-  std::vector<float> values(size_t(rows * cols));
-  for (size_t i = 0; i < values.size(); ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, input.data + 2 * i, 2);
-    values[i] = bf16_to_float(bits);
-  }
+  const std::vector<float> values = bf16_values(input);
   float scale;
   std::memcpy(&scale, tensor("weight_scale_2").data, sizeof scale);
   if (GetParam() != "saturated" && GetParam() != "shared") {  // whose scale comes from elsewhere
@@ -60,6 +65,32 @@ TEST_P(Nvfp4Vectors, AreEncodedBitForBit) {
     }
   }
 }
+
+// Nothing here rounds activations; but input_scale must mean to others what weight_scale_2 means.
+class Nvfp4ActivationVectors : public Nvfp4Vectors {};
+
+TEST_P(Nvfp4ActivationVectors, RoundAsWeightsWhoseTensorScaleIsTheInputScale) {
+  const StoredTensor& input = tensor("input");
+  const int64_t rows = input.shape[0], cols = input.shape[1];
+  const std::vector<float> values = bf16_values(input);
+  float scale;
+  std::memcpy(&scale, tensor("input_scale").data, sizeof scale);
+  std::vector<uint8_t> codes(size_t(cols / 2)), scales(size_t(cols / nvfp4::kBlock));
+  std::vector<float> row(static_cast<size_t>(cols));
+  for (int64_t r = 0; r < rows; ++r) {
+    nvfp4::encode_row(values.data() + r * cols, scale, cols, codes.data(), scales.data());
+    nvfp4::decode_row(codes.data(), scales.data(), scale, cols, row.data());
+    for (int64_t k = 0; k < cols; ++k) {
+      float want;
+      std::memcpy(&want, tensor("dequant").data + (r * cols + k) * 4, sizeof want);
+      ASSERT_EQ(row[size_t(k)], want) << r << " " << k;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(ModelOpt, Nvfp4ActivationVectors,
+                         ::testing::Values("act_normal", "act_outlier", "act_saturated"),
+                         [](const auto& info) { return info.param; });
 
 INSTANTIATE_TEST_SUITE_P(ModelOpt, Nvfp4Vectors,
                          ::testing::Values("normal", "heavy", "expert_gate", "negative", "zeros",

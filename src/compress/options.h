@@ -14,6 +14,7 @@ struct QuantizeOptions {
   std::string recipe = "best";          // rtn | awq-lite | best
   std::vector<std::string> exclude{};   // patterns of linears that stay as they are
   std::vector<std::string> fp8{};       // patterns of linears in FP8
+  double budget = 0;                    // share of bytes that more linears in FP8 may add
   std::string format = "modelopt";      // modelopt | compressed-tensors
   std::string kv_cache_dtype = "auto";  // auto | fp8: a note for engines, nothing else
   std::string lm_head = "bf16";         // bf16 | fp8 | nvfp4

@@ -52,12 +52,16 @@ class PruneRun {
     }
     weights_ = GlmWeights::load(checkpoint_, config_);
     plan();
-    writer_ = std::make_unique<CheckpointWriter>(
-        options_.target, tensors_,
-        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
+  }
+
+  RunEstimate estimate(const CalibrationTokens& tokens) const {
+    return estimate_pruning(config_, tokens, !options_.spill.empty(), tensors_);
   }
 
   std::vector<PrunedLayer> run() {
+    writer_ = std::make_unique<CheckpointWriter>(
+        options_.target, tensors_,
+        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
     LayerRunner& runner = job_.make_runner(config_, weights_);
     const nlohmann::json settings = {
         {"source", std::filesystem::absolute(options_.source).string()},
@@ -208,6 +212,11 @@ class PruneRun {
 
 std::vector<PrunedLayer> PruneJob::run(ThreadPool& pool) {
   return PruneRun(*this, pool).run();
+}
+
+RunEstimate PruneJob::estimate(const CalibrationTokens& tokens, ThreadPool& pool) {
+  check_is_new(options.target);
+  return PruneRun(*this, pool).estimate(tokens);
 }
 
 }  // namespace nibble

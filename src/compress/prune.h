@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "compress/options.h"
+#include "compress/run_estimate.h"
 #include "compress/saliency.h"
 
 namespace nibble {
@@ -31,6 +32,8 @@ class PruneJob {
   std::function<void(const PruneProgress&)> on_progress{};
 
   std::vector<PrunedLayer> run(ThreadPool& pool);
+  // What run() would take; writes nothing. Throws the Errors that run() throws before it works.
+  RunEstimate estimate(const CalibrationTokens& tokens, ThreadPool& pool);
 };
 
 }  // namespace nibble

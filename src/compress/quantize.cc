@@ -23,6 +23,7 @@ nlohmann::json settings_of(const QuantizeOptions& o, const Recipe& recipe) {
           {"recipe", o.recipe},
           {"format", o.format},
           {"label", recipe.label()},
+          {"budget", o.budget},
           {"calibration", o.calibration_key}};
 }
 
@@ -37,12 +38,30 @@ class QuantizeRun {
     weights_ = GlmWeights::load(checkpoint_, config_);
     recipe_ = Recipe::make(options_, config_, weights_);
     plan();
-    writer_ = std::make_unique<CheckpointWriter>(
-        options_.target, tensors_,
-        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
+  }
+
+  void spend_budget() {
+    if (options_.budget == 0) return;
+    const auto bytes = int64_t(options_.budget * double(total_bytes(tensors_)));
+    nibble::spend_budget(job_.measure_losses(recipe_, config_, weights_), bytes, recipe_);
+    plan();
+  }
+
+  RunEstimate estimate(const CalibrationTokens* tokens) const {
+    RunEstimate estimate =
+        estimate_quantization(recipe_, config_, tokens, !options_.spill.empty(), tensors_);
+    const auto extra = int64_t(options_.budget * double(estimate.target_bytes));
+    estimate.target_bytes += extra;
+    estimate.written_bytes += extra;
+    return estimate;
   }
 
   QuantizeReport run() {
+    check_is_new(options_.target);
+    spend_budget();
+    writer_ = std::make_unique<CheckpointWriter>(
+        options_.target, tensors_,
+        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
     auto encoder = job_.make_encoder(recipe_, config_, weights_);
     Journal journal(*writer_, settings_of(options_, recipe_), options_.resume);
     if (recipe_.calibrates()) {
@@ -80,6 +99,9 @@ class QuantizeRun {
   // Tensors in the order of the model: what is copied first, then layer by layer.
   void plan() {
     std::set<std::string> replaced;
+    tensors_.clear();
+    copied_.clear();
+    weights_total_ = 0;
     recipe_.for_each([&](const PlannedGroup& planned) {
       for (const Linear& linear : planned.group.linears) replaced.insert(linear.name + ".weight");
       replaced.insert(planned.weight->name);  // packed experts
@@ -257,6 +279,11 @@ class NearestEncoder : public LayerEncoder {
 
 QuantizeReport QuantizeJob::run() {
   return QuantizeRun(*this).run();
+}
+
+RunEstimate QuantizeJob::estimate(const CalibrationTokens* tokens) {
+  check_is_new(options.target);
+  return QuantizeRun(*this).estimate(tokens);
 }
 
 std::unique_ptr<LayerEncoder> make_nearest_encoder(ThreadPool& pool) {

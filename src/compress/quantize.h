@@ -6,8 +6,10 @@
 #include <memory>
 
 #include "base/thread_pool.h"
+#include "compress/budget.h"
 #include "compress/recipe.h"
 #include "compress/report.h"
+#include "compress/run_estimate.h"
 
 namespace nibble {
 
@@ -42,12 +44,19 @@ struct QuantizeProgress {
 struct QuantizeJob {
   using MakeEncoder = std::function<std::unique_ptr<LayerEncoder>(
       const Recipe& recipe, const GlmConfig& config, const GlmWeights& weights)>;
+  // Measures the losses that decide how options.budget is spent.
+  using MeasureLosses = std::function<std::vector<SiteLoss>(
+      const Recipe& recipe, const GlmConfig& config, const GlmWeights& weights)>;
 
   QuantizeOptions options{};
   MakeEncoder make_encoder{};
+  MeasureLosses measure_losses{};  // called first, where there is a budget
   std::function<void(const QuantizeProgress&)> on_progress{};
 
   QuantizeReport run();
+  // What run() would take, with all of the budget spent; writes nothing. `tokens` calibrate; null
+  // where the recipe does not. Throws the Errors that run() throws before it encodes.
+  RunEstimate estimate(const CalibrationTokens* tokens);
 };
 
 // The encoder of recipe rtn.

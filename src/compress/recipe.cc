@@ -106,8 +106,11 @@ Recipe Recipe::make(const QuantizeOptions& o, const GlmConfig& c, const GlmWeigh
   }
   excluded.check_all_used();
   fp8.check_all_used();
+  if (o.budget > 0 && !recipe.calibrates()) {
+    throw Error("--budget: is spent by losses over calibration text, which recipe rtn has not");
+  }
   if (recipe.format == DiskFormat::kCompressedTensors &&
-      (recipe.has(Precision::kFp8) || recipe.method == Method::kAwqLite)) {
+      (recipe.has(Precision::kFp8) || o.budget > 0 || recipe.method == Method::kAwqLite)) {
     throw Error("--format compressed-tensors: holds plain NVFP4 only, neither FP8 nor awq-lite");
   }
   const auto finish = [&](PlannedGroup& planned) {

@@ -1,0 +1,234 @@
+#include "compress/run_estimate.h"
+
+#include <algorithm>
+#include <set>
+
+#include "backend/kv_cache.h"
+#include "compress/best_encoder.h"
+#include "model/glm_flash.h"
+#include "quant/nvfp4.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kFloat = sizeof(float);
+
+// Of a matrix in panels of the CPU backend.
+int64_t packed_bytes(const LinearGroup& group, Precision precision) {
+  const int64_t weights = group.rows * group.cols;
+  return precision == Precision::kNvfp4 ? weights * 9 / 16 + group.rows * kFloat : weights * 2;
+}
+
+int64_t encoded_bytes(const PlannedGroup& planned) {
+  const int64_t weights = planned.group.rows * planned.group.cols;
+  switch (planned.precision) {
+    case Precision::kKept:
+      return 0;
+    case Precision::kFp8:
+      return weights;
+    case Precision::kNvfp4:
+      return weights * 9 / 16;
+  }
+  return 0;
+}
+
+RunEstimate estimate_writer(const std::vector<TensorPlan>& target) {
+  constexpr int64_t kEntry = 1024;  // of a header and of the table of places
+  return {.memory_bytes = int64_t(target.size()) * kEntry,
+          .target_bytes = total_bytes(target),
+          .written_bytes = total_bytes(target)};
+}
+
+class Estimator {
+ public:
+  Estimator(const GlmConfig& config, const CalibrationTokens& tokens, bool spills)
+      : c_(config), tokens_(tokens), rows_(tokens.max_rows()), spills_(spills) {
+    for (int l = 0; l < c_.num_layers; ++l) {
+      for (const LinearGroup& group : linear_groups(c_, l)) {
+        if (group.expert < 0) widest_ = std::max(widest_, group.cols);
+      }
+    }
+  }
+
+  void best(const std::vector<PlannedGroup>& layer) {
+    int64_t held = original_bytes(layer);  // the layer's weights in both versions
+    for (const Stage& stage : best_stages()) {
+      std::vector<const PlannedGroup*> groups;
+      for (const PlannedGroup& planned : layer) {
+        if (stage.sites.contains(planned.group.site)) groups.push_back(&planned);
+      }
+      int64_t moments = 0, work = 0, result = 0;
+      const PlannedGroup* hardest = groups.front();
+      for (const PlannedGroup* planned : groups) {
+        const int64_t square = planned->group.cols * planned->group.cols * kFloat;
+        moments += square * (crosses(*planned) ? 2 : 1);
+        if (feedback_bytes(*planned) > work) hardest = planned;
+        work = std::max(work, feedback_bytes(*planned));
+        if (planned->precision == Precision::kKept) continue;
+        result += packed_bytes(planned->group, planned->precision) + encoded_bytes(*planned);
+      }
+      reach(hardest->group.name(), held + moments + std::max(work, observed_bytes(groups, true)));
+      held += result;
+      reach(hardest->group.name(), held);
+    }
+  }
+
+  void awq(const std::vector<PlannedGroup>& layer) {
+    for (const bool attention : {true, false}) {
+      std::vector<const PlannedGroup*> groups;
+      for (const PlannedGroup& planned : layer) {
+        if ((planned.group.site < Site::kGateUp) == attention) groups.push_back(&planned);
+      }
+      int64_t moments = 0, work = 0;
+      const PlannedGroup* hardest = groups.front();
+      for (const PlannedGroup* planned : groups) {
+        moments += planned->group.cols * planned->group.cols * kFloat;
+        if (search_bytes(*planned) > work) hardest = planned;
+        work = std::max(work, search_bytes(*planned));
+      }
+      reach(hardest->group.name(),
+            original_bytes(layer) + moments + std::max(work, observed_bytes(groups, false)));
+    }
+  }
+
+  void prune(int layer) {
+    std::vector<PlannedGroup> groups;
+    std::vector<const PlannedGroup*> observed;
+    for (LinearGroup& group : linear_groups(c_, layer)) groups.push_back({.group = group});
+    for (const PlannedGroup& planned : groups) {
+      if (planned.group.site == Site::kExpertsDown) observed.push_back(&planned);
+    }
+    const int64_t matrix = int64_t(c_.expert_dim) * c_.hidden * kFloat;
+    reach("layers." + std::to_string(layer), original_bytes(groups) + matrix +
+                                                 expert_rows() * c_.hidden * kFloat +
+                                                 observed_bytes(observed, false));
+  }
+
+  // Every block of a layer moves `versions` of the two streams on.
+  RunEstimate result(int versions, const std::vector<TensorPlan>& target) const {
+    const int64_t stream = tokens_.num_tokens() * c_.hidden * kFloat;
+    RunEstimate e = estimate_writer(target);
+    e.memory_bytes += peak_bytes_ + steady_bytes();
+    e.peak = peak_;
+    if (!spills_) return e;
+    e.spill_bytes = 2 * stream;
+    e.written_bytes += stream * (2 + 2 * versions * int64_t(c_.num_layers));
+    return e;
+  }
+
+ private:
+  void reach(const std::string& when, int64_t bytes) {
+    if (bytes <= peak_bytes_) return;
+    peak_bytes_ = bytes;
+    peak_ = when;
+  }
+
+  // From the first layer to the last: streams, a slab's activations and cache.
+  int64_t steady_bytes() const {
+    const KvLayer cache{.format = KvFormat::kF32,
+                        .page_size = CalibrationTokens::kPageSize,
+                        .width = c_.mla().record_dim(),
+                        .latent = c_.kv_rank};
+    const int64_t streams = spills_ ? 0 : 2 * tokens_.num_tokens() * c_.hidden * kFloat;
+    const int64_t inputs = rows_ * widest_ * 2;  // of products, rounded
+    const int64_t queries = std::min<int64_t>(rows_ * c_.heads, 4096);
+    const int64_t attention = queries * (cache.width + cache.latent) * kFloat;
+    return streams + 2 * rows_ * c_.hidden * kFloat + tokens_.max_pages() * kv_page_bytes(cache) +
+           GlmFlash::scratch_bytes(c_, DType::kF32, int(rows_), 0) + inputs + attention;
+  }
+
+  int64_t original_bytes(const std::vector<PlannedGroup>& layer) const {
+    int64_t bytes = 0;
+    for (const PlannedGroup& planned : layer) {
+      bytes += packed_bytes(planned.group, Precision::kKept);
+    }
+    return bytes;
+  }
+
+  static bool crosses(const PlannedGroup& planned) {
+    return planned.group.expert < 0 && planned.precision != Precision::kKept;
+  }
+
+  // Rows of a slab that one expert gets: twice the mean, as routing is uneven.
+  int64_t expert_rows() const {
+    return std::min(rows_, 2 * rows_ * c_.top_k / std::max(1, c_.num_experts));
+  }
+
+  // The inputs of `groups` over a slab, on their way into moments.
+  int64_t observed_bytes(const std::vector<const PlannedGroup*>& groups, bool both) const {
+    int64_t singles = 0, widest = 0, experts = 0;
+    for (const PlannedGroup* planned : groups) {
+      const LinearGroup& group = planned->group;
+      widest = std::max(widest, group.cols);
+      if (planned->group.expert >= 0) {
+        experts = expert_rows() * (3 * c_.hidden + 5 * int64_t(c_.expert_dim)) * kFloat +
+                  2 * rows_ * c_.hidden * kFloat;
+      } else {
+        singles = both ? singles + rows_ * group.cols * kFloat : 0;
+      }
+    }
+    const int64_t packed = 2 * widest * 256 * kFloat;
+    return singles + std::max(experts, rows_ * widest * kFloat) + packed;
+  }
+
+  // Of encode_with_feedback and its arguments, moments apart.
+  static int64_t feedback_bytes(const PlannedGroup& planned) {
+    if (planned.precision == Precision::kKept) return 0;
+    const int64_t k = planned.group.cols, square = k * k;
+    const int64_t matrix = planned.group.rows * k * kFloat;
+    const int64_t factoring = 2 * matrix + square * 12;
+    const int64_t moving = crosses(planned) ? 3 * matrix + square * 8 : 0;
+    const int64_t checking = 3 * matrix + square * 10 + encoded_bytes(planned);
+    return std::max({factoring, moving, checking});
+  }
+
+  // Of search_awq and its arguments, moments apart.
+  static int64_t search_bytes(const PlannedGroup& planned) {
+    const int64_t k = planned.group.cols;
+    return 3 * planned.group.rows * k * kFloat + k * k * kFloat + 2 * encoded_bytes(planned);
+  }
+
+  const GlmConfig& c_;
+  const CalibrationTokens& tokens_;
+  const int64_t rows_;
+  const bool spills_;
+  int64_t widest_ = 0;
+  int64_t peak_bytes_ = 0;
+  std::string peak_;
+};
+
+}  // namespace
+
+RunEstimate estimate_quantization(const Recipe& recipe, const GlmConfig& config,
+                                  const CalibrationTokens* tokens, bool spills,
+                                  const std::vector<TensorPlan>& target) {
+  if (tokens == nullptr) {
+    RunEstimate estimate = estimate_writer(target);
+    int64_t most = 0;
+    recipe.for_each([&](const PlannedGroup& planned) {
+      if (encoded_bytes(planned) <= most) return;
+      most = encoded_bytes(planned);
+      estimate.peak = planned.group.name();
+    });
+    estimate.memory_bytes += most;
+    return estimate;
+  }
+  Estimator estimator(config, *tokens, spills);
+  for (const auto& layer : recipe.layers) {
+    if (recipe.method == Method::kBest) {
+      estimator.best(layer);
+    } else {
+      estimator.awq(layer);
+    }
+  }
+  return estimator.result(recipe.method == Method::kBest ? 2 : 1, target);
+}
+
+RunEstimate estimate_pruning(const GlmConfig& config, const CalibrationTokens& tokens, bool spills,
+                             const std::vector<TensorPlan>& target) {
+  Estimator estimator(config, tokens, spills);
+  for (int l = 0; l < config.num_layers; ++l) estimator.prune(l);
+  return estimator.result(1, target);
+}
+
+}  // namespace nibble
