@@ -2,12 +2,11 @@
 // block. One row may be a norm's output, which each block then makes for itself: that takes less
 // time than handing it over.
 //
-// Share of 3.0 TB/s: the matrix's bytes over the time of one of many launches in a graph, on an
-// H100 80GB HBM3, 1 and 8 rows:
-//   BF16   154880 x 2048  100, 97 %     2048 x 5120  82, 78 %
-//   NVFP4  20480 x 2048   66, 66 %      2048 x 10240 44, 42 %     3072 x 2048  40, 37 %
-//          2048 x 5120    39, 37 %      5120 x 768   29, 27 %     2048 x 1536  26, 23 %
-//          1344 x 2048    24, 19 %: 2.1 us, of which its bytes take 0.5
+// Share of 3.0 TB/s (backend_bench --benchmark_filter=wide) on an H100 80GB HBM3, 1 and 8 rows:
+//   BF16   154880 x 2048  95, 92 %      2048 x 5120  72, 69 %
+//   NVFP4  20480 x 2048   59, 56 %      2048 x 10240 42, 38 %     3072 x 2048  38, 36 %
+//          2048 x 5120    38, 34 %      5120 x 768   27, 25 %     2048 x 1536  24, 21 %
+//          1344 x 2048    22, 17 %: 2.3 us, of which its bytes take 0.5
 // The small ones are bound by the hand-over to the next kernel and by the chain of one tile.
 #include "backend/cuda/dtypes.h"
 #include "backend/cuda/linear_work.cuh"
