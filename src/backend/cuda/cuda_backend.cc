@@ -170,7 +170,8 @@ void CudaBackend::linear(Tensor x, const Weight& w, Tensor out, bool accumulate)
     CHECK(!accumulate, "%s", w.name.c_str());
     return cuda::head(context(), x, w, out);
   }
-  if (norm_ && norm_->out.data == x.data && cuda::can_multiply_norm(*norm_, w)) {
+  if (norm_ && norm_->out.data == x.data && norm_->out.rows == x.rows &&
+      cuda::can_multiply_norm(*norm_, w)) {
     cuda::norm_and_linear(context_as_is(), *norm_, w, out, accumulate);
     return norm_.reset();
   }
@@ -198,7 +199,8 @@ void CudaBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShape& sh
 
 void CudaBackend::route(Tensor x, const Weight& router, const Weight& bias,
                         const RouterShape& shape, Routing out) {
-  if (norm_ && norm_->out.data == x.data && cuda::can_route_with(*norm_)) {
+  if (norm_ && norm_->out.data == x.data && norm_->out.rows == x.rows &&
+      cuda::can_route_with(*norm_)) {
     cuda::norm_and_route(context_as_is(), *norm_, router, bias, shape, out);
     return norm_.reset();
   }
