@@ -1,7 +1,10 @@
 // nibble chat: a conversation in the terminal. From a pipe: one message, one answer.
+#include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -23,9 +26,35 @@ namespace nibble {
 namespace {
 
 std::atomic<bool> interrupted{false};
+int interrupts[2] = {-1, -1};  // a pipe, so that none is lost between the prompt and the wait
 
 void on_interrupt(int) {
+  const int error = errno;
   interrupted = true;
+  [[maybe_unused]] const ssize_t written = ::write(interrupts[1], "", 1);  // full: it wakes, too
+  errno = error;
+}
+
+// During an answer Ctrl-C stops it; at the prompt it leaves.
+void watch_interrupts() {
+  if (::pipe2(interrupts, O_CLOEXEC | O_NONBLOCK) != 0) throw Error("no pipe: out of files");
+  struct sigaction action {};
+  action.sa_handler = on_interrupt;
+  ::sigaction(SIGINT, &action, nullptr);
+}
+
+void forget_interrupts() {
+  char bytes[16];
+  while (::read(interrupts[0], bytes, sizeof(bytes)) > 0) {
+  }
+}
+
+// Waits for a line in a terminal; false when Ctrl-C came first.
+bool wait_for_line() {
+  pollfd files[2] = {{STDIN_FILENO, POLLIN, 0}, {interrupts[0], POLLIN, 0}};
+  while (::poll(files, 2, -1) < 0 && errno == EINTR) {
+  }
+  return files[1].revents == 0;
 }
 
 // Sampling as generation_config.json suggests, unless the user says otherwise.
@@ -147,12 +176,14 @@ class Conversation {
   bool thought_shown_ = false;
 };
 
-// A line, with those that a trailing backslash joins to it; nothing at the end of the input.
+// A line, with those that a trailing backslash joins to it; nothing at the end of the input and at
+// Ctrl-C.
 std::optional<std::string> read_message() {
   std::string message, line;
+  forget_interrupts();
   std::fputs(bold("> ").c_str(), stdout);
   std::fflush(stdout);
-  while (std::getline(std::cin, line)) {
+  while (wait_for_line() && std::getline(std::cin, line)) {
     if (line.empty() || line.back() != '\\') return message + line;
     line.back() = '\n';
     message += line;
@@ -198,10 +229,7 @@ int chat(const ChatOptions& options) {
     conversation.say(text.substr(0, text.find_last_not_of("\r\n") + 1));
     return 0;
   }
-  // During an answer Ctrl-C stops it; at the prompt it interrupts the read and so leaves.
-  struct sigaction action {};
-  action.sa_handler = on_interrupt;
-  ::sigaction(SIGINT, &action, nullptr);
+  watch_interrupts();
   talk(conversation);
   return 0;
 }
