@@ -238,7 +238,7 @@ def test_stop_tokens(server):
     stop = SUM.ids[4]
     choice = server.answer(COMPLETIONS, {**body, "stop_token_ids": [stop]})["choices"][0]
     assert choice["stop_reason"] == stop and choice["finish_reason"] == "stop"
-    assert choice["token_ids"] == SUM.ids[: SUM.ids.index(stop)]
+    assert choice["token_ids"] == SUM.ids[: SUM.ids.index(stop) + 1]
     whole = server.answer(COMPLETIONS, body)["choices"][0]
     assert whole["stop_reason"] is None and whole["finish_reason"] == "stop"
 

@@ -197,7 +197,7 @@ TEST_P(EngineTest, ManyThreadsSubmitAndCancel) {
           for (const Token& token : update.tokens) ids.push_back(token.id);
           finish = update.finish;
           if (c % 3 == 0 && ids.size() > 5) stream->cancel();
-          if (finish && finish->stop_token >= 0) ids.push_back(finish->stop_token);
+          if (finish && finish->stop_token) ids.push_back(finish->stop_token->id);
         }
         if (c % 3 != 0 && ids != golden.greedy_ids) ++wrong;
       }

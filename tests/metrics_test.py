@@ -104,6 +104,12 @@ def test_a_stop_token_counts(counted):
     assert gained.finished("stop") == 1
 
 
+def test_a_stop_string_counts_as_the_end(counted):
+    with Difference(counted) as gained:
+        counted.answer(COMPLETIONS, {**BODY, "max_tokens": 100, "ignore_eos": False, "stop": " carry"})
+    assert gained.finished("stop") == 1 and gained.finished("abort") == 0
+
+
 def test_cached_tokens_count_as_prompt_tokens(server):
     body = {**BODY, "cache_salt": "test_cached_tokens_count_as_prompt_tokens"}
     with Difference(server) as gained:

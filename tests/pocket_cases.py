@@ -26,6 +26,7 @@ class Golden:
         ids, text = case["greedy_ids"], case["greedy_text"]
         self.num_generated = len(ids)
         self.complete = ids[-1] in STOP_IDS
+        self.generated_ids = ids
         self.ids = ids[:-1] if self.complete else ids
         self.text = text.removesuffix("<|user|>") if self.complete else text
         self.reasoning, _, self.content = self.text.partition("</think>")

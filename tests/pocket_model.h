@@ -80,7 +80,7 @@ inline std::vector<int32_t> drain(Engine& engine, TokenStream& stream) {
     const StreamUpdate update = stream.poll();
     for (const Token& token : update.tokens) ids.push_back(token.id);
     if (update.finish) {
-      if (update.finish->stop_token >= 0) ids.push_back(update.finish->stop_token);
+      if (update.finish->stop_token) ids.push_back(update.finish->stop_token->id);
       return ids;
     }
     if (update.empty() && !engine.step()) ADD_FAILURE() << "the engine has nothing to do";

@@ -184,7 +184,7 @@ void Engine::State::drop_cancelled() {
   bool dropped = false;
   for (Sequence* sequence : scheduler_.all()) {
     if (!sequence->stream->cancelled()) continue;
-    finish(*sequence, {.reason = FinishReason::kAbort});
+    finish(*sequence, {.reason = sequence->stream->cancel_reason()});
     dropped = true;
   }
   if (dropped && options.on_step) options.on_step();
@@ -234,11 +234,11 @@ void Engine::State::publish_token(Sequence& sequence, int logit_row) {
   const bool may_stop = sequence.num_output() >= p.min_tokens;
   sequence.tokens.push_back(id);
   if (p.presence_penalty != 0 || p.frequency_penalty != 0) ++sequence.output_counts[id];
-  if (may_stop && sampler_.is_stop(sequence, id)) {
-    return finish(sequence, {.reason = FinishReason::kStop, .stop_token = id});
-  }
   Token token{.id = id};
   if (p.logprobs >= 0) token.logprobs = sampler_.logprobs(logit_row);
+  if (may_stop && sampler_.is_stop(sequence, id)) {
+    return finish(sequence, {.reason = FinishReason::kStop, .stop_token = std::move(token)});
+  }
   sequence.stream->push(std::move(token));
   if (sequence.num_output() >= p.max_tokens ||
       int(sequence.tokens.size()) >= options.max_model_len) {

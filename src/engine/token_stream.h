@@ -26,9 +26,9 @@ struct Token {
 
 struct Finish {
   FinishReason reason = FinishReason::kStop;
-  // The stop id that ended it, or -1. It is not among the tokens, but was generated: usage and
-  // metrics count it.
-  int32_t stop_token = -1;
+  // The stop id that ended it. It is not among the tokens, but was generated: usage,
+  // log-probabilities and metrics have it.
+  std::optional<Token> stop_token{};
   std::string error{};  // kError: what happened
 };
 
@@ -49,9 +49,15 @@ class TokenStream {
   // Waits until something arrives or `timeout` is over, then takes it.
   StreamUpdate wait(std::chrono::milliseconds timeout = std::chrono::hours(24));
 
-  // The engine drops the request at its next step and frees its pages; finish becomes kAbort.
-  void cancel() { cancelled_.store(true, std::memory_order_release); }
+  // The engine drops the request at its next step, frees its pages and counts it as ended for
+  // `reason`: kStop where the consumer has found the end of the answer.
+  void cancel(FinishReason reason = FinishReason::kAbort) {
+    cancel_reason_.store(reason, std::memory_order_relaxed);
+    cancelled_.store(true, std::memory_order_release);
+  }
   bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
+  // Once cancelled.
+  FinishReason cancel_reason() const { return cancel_reason_.load(std::memory_order_relaxed); }
 
   // Prompt tokens that came from the prefix cache; known with the first token.
   int cached_tokens() const { return cached_tokens_.load(std::memory_order_acquire); }
@@ -67,6 +73,7 @@ class TokenStream {
   std::condition_variable arrived_;
   StreamUpdate pending_;
   std::atomic<bool> cancelled_{false};
+  std::atomic<FinishReason> cancel_reason_{FinishReason::kAbort};
   std::atomic<int> cached_tokens_{0};
 };
 

@@ -173,6 +173,7 @@ TEST(Chat, StopStringsCancelAndDoNotCount) {
   EXPECT_EQ(answer["choices"][0]["stop_reason"], " three");
   EXPECT_LT(answer["usage"]["completion_tokens"], service.script.size());
   EXPECT_TRUE(service.streams[0]->cancelled());
+  EXPECT_EQ(service.streams[0]->cancel_reason(), FinishReason::kStop);
   const Json included =
       service.post_json(kChat, chat(R"(, "stop": " three", "include_stop_str_in_output": true)"));
   EXPECT_EQ(included["choices"][0]["message"]["content"], "one two three");
@@ -193,7 +194,7 @@ TEST(Chat, StopStringsSeeTagsAndThoughts) {
 TEST(Chat, StopTokensAreNamed) {
   TestService service;
   service.say("</think>one");
-  service.finish.stop_token = 100;
+  service.finish.stop_token = {.id = 100};
   const Json choice = service.post_json(kChat, chat(R"(, "stop_token_ids": [100])"))["choices"][0];
   EXPECT_EQ(choice["finish_reason"], "stop");
   EXPECT_EQ(choice["stop_reason"], 100);
@@ -216,7 +217,8 @@ TEST(Chat, GivesLogprobs) {
   service.say("</think>Hi");
   const Json content = service.post_json(
       kChat, chat(R"(, "logprobs": true, "top_logprobs": 2)"))["choices"][0]["logprobs"]["content"];
-  ASSERT_EQ(content.size(), service.script.size());
+  ASSERT_EQ(content.size(), service.script.size() + 1);  // with the stop token
+  EXPECT_EQ(content.back()["token"], "<|user|>");
   EXPECT_EQ(content[0]["token"], "</think>");
   EXPECT_EQ(content[0]["logprob"], -0.5);
   EXPECT_EQ(content[0]["bytes"].size(), 8u);
@@ -231,13 +233,15 @@ TEST(Chat, GivesLogprobs) {
 TEST(Chat, StreamedLogprobsCoverEachTokenOnce) {
   TestService service;
   service.say("</think>Hi there, you");
-  size_t entries = 0;
+  std::vector<std::string> tokens;
   for (const Json& event :
        service.post_stream(kChat, chat(R"(, "stream": true, "logprobs": true, "stop": "zzz")"))) {
     const Json& logprobs = event["choices"][0]["logprobs"];
-    if (!logprobs.is_null()) entries += logprobs["content"].size();
+    if (logprobs.is_null()) continue;
+    for (const Json& entry : logprobs["content"]) tokens.push_back(entry["token"]);
   }
-  EXPECT_EQ(entries, service.script.size());
+  EXPECT_EQ(tokens.size(), service.script.size() + 1);
+  EXPECT_EQ(tokens.back(), "<|user|>");
 }
 
 TEST(Chat, ReturnsIdsAndPromptLogprobs) {
@@ -245,7 +249,9 @@ TEST(Chat, ReturnsIdsAndPromptLogprobs) {
   service.say("</think>Hi");
   const Json answer =
       service.post_json(kChat, chat(R"(, "return_token_ids": true, "prompt_logprobs": 1)"));
-  EXPECT_EQ(answer["choices"][0]["token_ids"], Json(service.script));
+  std::vector<int32_t> generated = service.script;
+  generated.push_back(service.engine_options.eos_token_ids[0]);
+  EXPECT_EQ(answer["choices"][0]["token_ids"], Json(generated));
   EXPECT_EQ(answer["prompt_token_ids"], Json(service.requests[0].prompt));
   EXPECT_EQ(answer["prompt_logprobs"].size(), service.requests[0].prompt.size());
   EXPECT_TRUE(answer["prompt_logprobs"][0].is_null());
@@ -301,7 +307,7 @@ TEST(Completion, EchoesWithLogprobs) {
       kCompletion, completion(R"(, "echo": true, "logprobs": 1, "max_tokens": 1)"))["choices"][0];
   EXPECT_EQ(choice["text"], "one two three");
   const Json& logprobs = choice["logprobs"];
-  const size_t count = service.requests[0].prompt.size() + service.script.size();
+  const size_t count = service.requests[0].prompt.size() + service.script.size() + 1;
   for (const char* key : {"tokens", "token_logprobs", "top_logprobs", "text_offset"}) {
     EXPECT_EQ(logprobs[key].size(), count) << key;
   }

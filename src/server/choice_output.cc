@@ -38,8 +38,8 @@ std::vector<OutputDelta> ChoiceOutput::poll() {
     if (finished_) return deltas;
   }
   if (update.finish) {
-    if (deltas.empty()) deltas.emplace_back();
-    end(*update.finish, deltas.back());
+    if (deltas.empty() || update.finish->stop_token) deltas.emplace_back();
+    end(std::move(*update.finish), deltas.back());
   }
   return deltas;
 }
@@ -56,20 +56,22 @@ void ChoiceOutput::take(Token token, OutputDelta& delta) {
   }
   delta.tokens.push_back(std::move(token));
   if (stop_.matched()) {
-    stream_->cancel();
+    stream_->cancel(FinishReason::kStop);
     conclude("stop", delta);
   }
 }
 
-void ChoiceOutput::end(const Finish& finish, OutputDelta& delta) {
-  if (finish.stop_token >= 0) {
+void ChoiceOutput::end(Finish finish, OutputDelta& delta) {
+  if (finish.stop_token) {
     ++num_tokens_;
+    const int32_t id = finish.stop_token->id;
     const auto contains = [&](const std::vector<int32_t>& ids) {
-      return std::find(ids.begin(), ids.end(), finish.stop_token) != ids.end();
+      return std::find(ids.begin(), ids.end(), id) != ids.end();
     };
     const bool is_eos = !options_.ignore_eos && contains(service_.engine_options.eos_token_ids);
-    if (!is_eos && contains(options_.stop_token_ids)) stop_token_ = finish.stop_token;
-    if (options_.include_stop) feed(detokenizer_.push(finish.stop_token), Tag::kNone, delta);
+    if (!is_eos && contains(options_.stop_token_ids)) stop_token_ = id;
+    if (options_.include_stop) feed(detokenizer_.push(id), Tag::kNone, delta);
+    delta.tokens.push_back(std::move(*finish.stop_token));
   }
   feed(detokenizer_.flush(), Tag::kNone, delta);
   if (!stop_.matched()) release(stop_.flush(), delta);

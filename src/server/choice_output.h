@@ -32,7 +32,7 @@ struct ChoiceOptions {
 struct OutputDelta {
   std::string text{};                 // without a parser
   std::vector<ParserEvent> events{};  // with one
-  std::vector<Token> tokens{};        // that this delta stands for
+  std::vector<Token> tokens{};        // that this delta stands for, a stop token too
 };
 
 class ChoiceOutput {
@@ -67,7 +67,7 @@ class ChoiceOutput {
   };
 
   void take(Token token, OutputDelta& delta);
-  void end(const Finish& finish, OutputDelta& delta);
+  void end(Finish finish, OutputDelta& delta);
   void conclude(std::string reason, OutputDelta& delta);
   void feed(std::string_view text, Tag tag, OutputDelta& delta);
   void release(std::string_view text, OutputDelta& delta);

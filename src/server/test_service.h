@@ -37,8 +37,8 @@ class TestService {
   // The engine generates `text` (tags as their tokens), then ends for that reason.
   void say(const std::string& text, FinishReason reason = FinishReason::kStop) {
     script = tokenizer->encode(text);
-    finish = {.reason = reason,
-              .stop_token = reason == FinishReason::kStop ? engine_options.eos_token_ids[0] : -1};
+    finish = {.reason = reason};
+    if (reason == FinishReason::kStop) finish.stop_token = {.id = engine_options.eos_token_ids[0]};
   }
 
   // The answer of a POST; a stream's body in one piece.
@@ -114,7 +114,11 @@ class TestService {
       if (request.sampling.logprobs >= 0) token.logprobs = logprobs_of(id);
       stream->push(std::move(token));
     }
-    stream->finish(finish);
+    Finish end = finish;
+    if (end.stop_token && request.sampling.logprobs >= 0) {
+      end.stop_token->logprobs = logprobs_of(end.stop_token->id);
+    }
+    stream->finish(std::move(end));
     requests.push_back(std::move(request));
     streams.push_back(stream);
     return stream;
