@@ -116,6 +116,9 @@ HARMLESS = """
 --h11-max-header-count 256
 --uvicorn-log-level warning
 --disable-uvicorn-access-log
+--no-enable-log-requests
+--no-trust-remote-code
+--no-return-tokens-as-token-ids
 --disable-access-log-for-endpoints /health,/metrics
 --enable-log-requests
 --enable-log-outputs
@@ -242,6 +245,24 @@ BAD_ARGUMENTS = [
 @pytest.mark.parametrize("arguments, word", BAD_ARGUMENTS, ids=[" ".join(case[0]) for case in BAD_ARGUMENTS])
 def test_bad_arguments(nibble, arguments, word):
     check_error(run(nibble, "serve", *arguments), word)
+
+
+def test_access_log(serve):
+    for flags, lines in ([], 1), (["--disable-uvicorn-access-log"], 0):
+        server = serve(*flags)
+        server.http.get("/v1/models")
+        assert server.log().count('"GET /v1/models" 200') == lines
+
+
+def test_installed(nibble, tmp_path):
+    """What `make install` leaves finds its model without the tree."""
+    subprocess.run(["cmake", "--install", nibble.parent, "--prefix", tmp_path], check=True, stdout=subprocess.DEVNULL)
+    installed = subprocess.run(
+        [tmp_path / "bin" / "nibble", "chat", "--hide-thinking"],
+        input=SUM.question.encode(), capture_output=True, cwd=tmp_path, check=True,
+    )  # fmt: skip
+    assert installed.stdout.decode() == f"{SUM.content}\n"
+    assert (tmp_path / "share" / "doc" / "nibble" / "THIRD_PARTY_NOTICES.md").exists()
 
 
 def test_busy_port(nibble, server):

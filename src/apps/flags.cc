@@ -128,6 +128,8 @@ void add_serve_flags(CLI::App& app, ServeOptions& o) {
       ->capture_default_str()
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->type_name("NAME");
+  group->add_flag("--disable-uvicorn-access-log", o.no_access_log,
+                  "do not log a line for each request");
 
   group = app.add_option_group("answers");
   group
@@ -164,7 +166,8 @@ void add_serve_flags(CLI::App& app, ServeOptions& o) {
       ->type_name("NAME");
   group->add_flag("--parse-special-tokens-in-messages", o.parse_special_tokens_in_messages,
                   "let text of messages act as special tokens, as vLLM does (off: it cannot)");
-  group->add_flag("--return-tokens-as-token-ids", o.return_tokens_as_token_ids,
+  group->add_flag("--return-tokens-as-token-ids,!--no-return-tokens-as-token-ids",
+                  o.return_tokens_as_token_ids,
                   "write tokens of logprobs as token_id:N");
 }
 

@@ -53,6 +53,7 @@ struct ServeOptions {
   bool parse_special_tokens_in_messages = false;
   bool return_tokens_as_token_ids = false;
   std::string log_level = "info";
+  bool no_access_log = false;
 };
 
 struct ChatOptions {

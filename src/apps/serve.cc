@@ -78,6 +78,7 @@ ServerOptions server_options(const ServeOptions& o, const std::filesystem::path&
   s.tool_call_parser = parser_enabled("--tool-call-parser", o.tool_call_parser);
   s.reasoning_field = reasoning_field_of(o.reasoning_field);
   s.return_tokens_as_token_ids = o.return_tokens_as_token_ids;
+  s.access_log = !o.no_access_log;
   s.cache_dtype = o.model.kv_cache_dtype;
   return s;
 }
@@ -89,8 +90,9 @@ void print_invitation(const ServerOptions& options, uint16_t port, const Session
            std::to_string(engine.max_model_len) + " tokens, cache " +
            std::to_string(engine.num_pages * engine.page_size) + " tokens");
   const bool open = options.host == "0.0.0.0" || options.host == "::";
-  const std::string url =
-      "http://" + (open ? "localhost" : options.host) + ":" + std::to_string(port);
+  std::string host = open ? "localhost" : options.host;
+  if (host.find(':') != std::string::npos) host = "[" + host + "]";  // an address of IPv6
+  const std::string url = "http://" + host + ":" + std::to_string(port);
   std::string authorization;
   if (!options.api_keys.empty()) authorization = " -H \"Authorization: Bearer $KEY\"";
   std::printf(

@@ -29,12 +29,10 @@ constexpr auto kRefused = Treatment::kRefused;
 constexpr Rule kRules[] = {
     {"--trust-remote-code", kSwitch, kSilent, "no code of a checkpoint is ever run"},
     {"--enable-chunked-prefill", kSwitch, kSilent, "long prompts are always cut to the budget"},
-    {"--no-enable-chunked-prefill", kSwitch, kIgnored, "long prompts are always cut to the budget"},
-    {"--enforce-eager", kSwitch, kSilent, "there are no graphs to switch off on this device"},
+    {"--enforce-eager", kSwitch, kSilent, "a card's graphs are recorded as they are needed"},
     {"--no-enforce-eager", kSwitch, kSilent, ""},
     {"--enable-auto-tool-choice", kSwitch, kSilent, "tool calls are always parsed"},
     {"--async-scheduling", kSwitch, kSilent, ""},
-    {"--no-async-scheduling", kSwitch, kSilent, ""},
     {"--disable-log-stats", kSwitch, kSilent, ""},
     {"--disable-log-requests", kSwitch, kSilent, "requests are not logged"},
     {"--enable-prompt-tokens-details", kSwitch, kSilent, "always given"},
@@ -88,8 +86,8 @@ constexpr Rule kRules[] = {
     {"--h11-max-incomplete-event-size", kValue, kIgnored, "headers end at 64 KiB"},
     {"--h11-max-header-count", kValue, kIgnored, "headers end at 256"},
     {"--uvicorn-log-level", kValue, kIgnored, "see --log-level"},
-    {"--disable-uvicorn-access-log", kSwitch, kSilent, "there is no access log"},
-    {"--disable-access-log-for-endpoints", kValues, kSilent, "there is no access log"},
+    {"--disable-access-log-for-endpoints", kValues, kIgnored,
+     "see --disable-uvicorn-access-log"},
     {"--enable-log-requests", kSwitch, kIgnored, "prompts are not logged"},
     {"--enable-log-outputs", kSwitch, kIgnored, "answers are not logged"},
     {"--max-log-len", kValue, kIgnored, "prompts are not logged"},
@@ -111,9 +109,11 @@ constexpr Rule kRules[] = {
     {"--otlp-traces-endpoint", kValue, kIgnored, "traces are not sent"},
     {"--show-hidden-metrics-for-version", kValue, kIgnored, ""},
     {"--compilation-config", kValue, kIgnored, "nothing is compiled at start"},
-    {"--cuda-graph-sizes", kValues, kIgnored, "there are no graphs on this device"},
-    {"--max-cudagraph-capture-size", kValue, kIgnored, "there are no graphs on this device"},
-    {"--max-seq-len-to-capture", kValue, kIgnored, "there are no graphs on this device"},
+    {"--cuda-graph-sizes", kValues, kIgnored, "a card's graphs are recorded as they are needed"},
+    {"--max-cudagraph-capture-size", kValue, kIgnored,
+     "a card's graphs are recorded as they are needed"},
+    {"--max-seq-len-to-capture", kValue, kIgnored,
+     "a card's graphs are recorded as they are needed"},
     {"--enable-lora", kSwitch, kRefused, "adapters are not supported"},
     {"--lora-modules", kValues, kRefused, "adapters are not supported"},
     {"--task", kValue, kRefused, "the model generates text", "auto generate"},
@@ -122,6 +122,15 @@ constexpr Rule kRules[] = {
     {"--limit-mm-per-prompt", kValue, kIgnored, "the model reads text"},
     {"--ignore-patterns", kValue, kIgnored, "models are local folders"},
 };
+
+// Of "--no-name", the rule of the switch "--name".
+const Rule* find_negated_rule(std::string_view name) {
+  if (!name.starts_with("--no-")) return nullptr;
+  const std::string positive = "--" + std::string(name.substr(5));
+  const auto found = std::ranges::find_if(
+      kRules, [&](const Rule& rule) { return rule.kind == kSwitch && rule.name == positive; });
+  return found != std::end(kRules) ? found : nullptr;
+}
 
 const Rule* find_rule(std::string_view name) {
   const auto found =
@@ -142,6 +151,11 @@ std::string with_dashes(std::string name) {
   return name;
 }
 
+void warn_ignored(const std::string& text, const Rule& rule, TranslatedArguments& out) {
+  out.warnings.push_back(text + " is ignored" +
+                         (rule.reason.empty() ? "" : ": " + std::string(rule.reason)));
+}
+
 void apply_rule(const Rule& rule, const std::string& name, const std::string& value,
                 TranslatedArguments& out) {
   if (rule.treatment == kSilent || (rule.kind != kSwitch && is_harmless(rule, value))) return;
@@ -151,8 +165,7 @@ void apply_rule(const Rule& rule, const std::string& name, const std::string& va
     if (!rule.harmless.empty()) text += " (accepted: " + std::string(rule.harmless) + ")";
     throw Error(text);
   }
-  out.warnings.push_back(text + " is ignored" +
-                         (rule.reason.empty() ? "" : ": " + std::string(rule.reason)));
+  warn_ignored(text, rule, out);
 }
 
 }  // namespace
@@ -164,7 +177,12 @@ TranslatedArguments translate_vllm_flags(const std::vector<std::string>& argumen
     const size_t equals = argument.starts_with("--") ? argument.find('=') : std::string::npos;
     const std::string name = with_dashes(argument.substr(0, equals));
     const Rule* rule = argument.starts_with("-") ? find_rule(name) : nullptr;
-    if (rule == nullptr) {
+    const Rule* negated = rule == nullptr ? find_negated_rule(name) : nullptr;
+    if (negated != nullptr) {
+      // What this program does not do is off; what it always does cannot be switched off.
+      const bool is_always_on = negated->treatment == kSilent && !negated->reason.empty();
+      if (is_always_on) warn_ignored(name, *negated, out);
+    } else if (rule == nullptr) {
       const std::string rest = equals == std::string::npos ? "" : argument.substr(equals);
       // The model is a positional argument of ours.
       if (name == "--model" && !rest.empty()) {
@@ -172,8 +190,8 @@ TranslatedArguments translate_vllm_flags(const std::vector<std::string>& argumen
       } else if (name != "--model") {
         out.arguments.push_back(name + rest);
       }
-      continue;
     }
+    if (rule == nullptr) continue;
     std::string value;
     const auto next_is_value = [&] {
       return i + 1 < arguments.size() && !arguments[i + 1].starts_with("--");

@@ -13,7 +13,7 @@ struct TranslatedArguments {
 };
 
 // Takes vLLM's flags without effect out of `arguments` (those after the subcommand), rewrites
-// spellings (--flag_name, --model X, --no-enforce-eager). Throws Error with the reason for a flag
+// spellings (--flag_name, --model X, --no-switch). Throws Error with the reason for a flag
 // that asks for something that this program does not do.
 TranslatedArguments translate_vllm_flags(const std::vector<std::string>& arguments);
 

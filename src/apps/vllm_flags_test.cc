@@ -36,6 +36,19 @@ TEST(VllmFlags, IgnoredFlagsWarnOnce) {
   EXPECT_NE(t.warnings[0].find("--swap-space 4 is ignored"), std::string::npos);
 }
 
+TEST(VllmFlags, SwitchesCanBeNegated) {
+  const auto off = translate_vllm_flags({"--no-enable-log-requests", "--no_enable_lora",
+                                         "--no-async-scheduling", "--no-enforce-eager"});
+  EXPECT_TRUE(off.arguments.empty() && off.warnings.empty());
+  const auto on = translate_vllm_flags({"--no-enable-auto-tool-choice"});
+  ASSERT_EQ(on.warnings.size(), 1u);
+  EXPECT_EQ(on.warnings[0],
+            "--no-enable-auto-tool-choice is ignored: tool calls are always parsed");
+  // Not a switch, and none of vLLM's.
+  const Words kept = {"--no-enable-prefix-caching", "--no-swap-space", "--no-such-flag"};
+  EXPECT_EQ(translate_vllm_flags(kept).arguments, kept);
+}
+
 TEST(VllmFlags, RefusalsGiveTheReason) {
   for (const Words& words :
        {Words{"--tensor-parallel-size", "2"}, Words{"--speculative-config.method", "mtp"},
