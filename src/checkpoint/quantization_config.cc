@@ -10,6 +10,7 @@ namespace {
 using nlohmann::json;
 
 constexpr char kHfFile[] = "hf_quant_config.json";
+constexpr size_t kLongestRegexBytes = 256;  // nesting recurses
 
 const json& at(const JsonFile& file, const std::string& key) {
   return *file.find(key);
@@ -106,9 +107,16 @@ QuantizationConfig::Pattern QuantizationConfig::modelopt_pattern(const std::stri
   return {glob ? Pattern::Kind::kGlob : Pattern::Kind::kName, text};
 }
 
+// The matcher is libstdc++'s that takes no exponential time; repetitions in braces would multiply
+// its states.
 QuantizationConfig::Pattern QuantizationConfig::compressed_pattern(const std::string& text) {
   if (!text.starts_with("re:")) return {Pattern::Kind::kName, text};
-  return {Pattern::Kind::kRegex, text, std::make_shared<std::regex>(text.substr(3))};
+  if (text.size() > kLongestRegexBytes) throw std::regex_error(std::regex_constants::error_space);
+  if (text.find('{') != std::string::npos) {
+    throw std::regex_error(std::regex_constants::error_complexity);
+  }
+  constexpr auto kSyntax = std::regex::ECMAScript | std::regex_constants::__polynomial;
+  return {Pattern::Kind::kRegex, text, std::make_shared<std::regex>(text.substr(3), kSyntax)};
 }
 
 std::vector<QuantizationConfig::Pattern> QuantizationConfig::patterns(
@@ -121,7 +129,10 @@ std::vector<QuantizationConfig::Pattern> QuantizationConfig::patterns(
     try {
       all.push_back(make(text));
     } catch (const std::regex_error& e) {
-      file.fail(key, "has \"" + text + "\", which is not a regular expression: " + e.what());
+      file.fail(key, "has \"" + text.substr(0, 100) +
+                         "\", which is not a regular expression of at most " +
+                         std::to_string(kLongestRegexBytes) +
+                         " bytes without {} and back references: " + e.what());
     }
   }
   return all;

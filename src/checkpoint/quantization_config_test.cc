@@ -115,6 +115,24 @@ TEST(QuantizationConfig, WhatIsNotSupportedIsNamed) {
                "not a regular expression");
 }
 
+QuantizationConfig parse_ignore(const std::string& pattern) {
+  return parse(R"({"quant_method": "compressed-tensors", "ignore": ["re:)" + pattern +
+               R"("], "config_groups": {"g": {"targets": ["Linear"],
+               "weights": {"num_bits": 4, "type": "float", "group_size": 16}}}})");
+}
+
+TEST(QuantizationConfig, HostilePatternsCostLittle) {
+  EXPECT_ERROR(parse_ignore(std::string(100000, '(')), "at most 256 bytes");
+  EXPECT_ERROR(parse_ignore("((a{1,1000}){1,1000}){1,1000}"), "without {}");
+  EXPECT_ERROR(parse_ignore(R"((a)\\1)"), "back references");
+  // A matcher that tries one way after another would not end.
+  EXPECT_EQ(check_error(parse_ignore("(([a-z_.0-9]*)*)*!"), linear(kDown, Format::kNvfp4)), "");
+  const QuantizationConfig all_but_experts = parse_ignore("^(?!.*experts)model");
+  EXPECT_EQ(check_error(all_but_experts, linear(kDown, Format::kBF16)), "");
+  EXPECT_CONTRADICTION(all_but_experts, linear(kDown, Format::kNvfp4), "excludes it");
+  EXPECT_EQ(check_error(all_but_experts, linear("model.experts.1", Format::kNvfp4)), "");
+}
+
 using QuantizationFiles = FolderTest;
 
 TEST_F(QuantizationFiles, HfQuantConfigIsReadToo) {
