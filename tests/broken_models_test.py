@@ -130,6 +130,24 @@ def test_missing_tensor(nibble, folder):
     check_refused(nibble, folder, name)
 
 
+def test_unknown_tensors_are_listed_once(serve, folder):
+    extra = {f"vision.{i}.weight": {"dtype": "BF16", "shape": [2], "data_offsets": None} for i in range(20)}
+    index = folder / "model.safetensors.index.json"
+    edit(index, lambda content: content["weight_map"].update(dict.fromkeys(extra, FIRST_SHARD)))
+
+    def append(header):
+        end = max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
+        for i, tensor in enumerate(extra.values()):
+            tensor["data_offsets"] = [end + 4 * i, end + 4 * i + 4]
+        header.update(extra)
+
+    rewrite_header(folder / FIRST_SHARD, append)
+    with open(folder / FIRST_SHARD, "ab") as file:
+        file.write(bytes(4 * len(extra)))
+    (warning,) = serve(folder).warnings()
+    assert "20 tensors" in warning and "vision.0.weight" in warning and warning.endswith("...")
+
+
 def test_missing_files(nibble, folder):
     (folder / "model-00002-of-00003.safetensors").unlink()
     check_refused(nibble, folder, "model-00002-of-00003.safetensors")
