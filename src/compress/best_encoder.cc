@@ -138,9 +138,13 @@ class BestEncoder : public LayerEncoder {
     entry.fell_back = double(moments.rows) < kFewestRowsPerColumn * double(group.cols);
     Moments none;
     if (entry.fell_back) none.reset(group.cols, /*with_cross=*/false);
+    std::vector<OutputHessian> coupled;
+    if (planned.precision == Precision::kNvfp4) {
+      coupled = output_hessians(group, runner_.original(), runner_.config(), pool_);
+    }
     FeedbackResult result =
         encode_with_feedback(group.name(), weights, group.rows, planned.precision,
-                             entry.fell_back ? none : moments, options_, pool_);
+                             entry.fell_back ? none : moments, coupled, options_, pool_);
     result.encoded.input_amax = moments.amax();
     entry.error = result.output_error;
     report.groups.push_back(std::move(entry));

@@ -125,15 +125,15 @@ Factors factors_of(const std::vector<float>& u, int64_t n, ThreadPool& pool) {
   return f;
 }
 
-// Rounds `count` rows from `first` on.
-void round_rows(const std::vector<float>& targets, const Order& order, const Feedback& feedback,
+// Rounds the `count` rows from `first` on, whose targets are [count, cols].
+void round_rows(const float* targets, const Order& order, const Feedback& feedback,
                 const ScaleSearch& search, int64_t first, int64_t count, Encoded& out) {
   const int64_t n = feedback.cols, blocks = n / kBlock;
   std::vector<float> ordered(size_t(kFeedbackRows * n));
   std::vector<uint8_t> codes(size_t(kFeedbackRows * n)), scales(size_t(kFeedbackRows * blocks));
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t p = 0; p < n; ++p) {
-      ordered[size_t(r * n + p)] = targets[size_t((first + r) * n + order.column(p))];
+      ordered[size_t(r * n + p)] = targets[r * n + order.column(p)];
     }
   }
   round_rows_with_feedback(feedback, search, count, ordered.data(), codes.data(), scales.data());
@@ -149,10 +149,85 @@ void round_rows(const std::vector<float>& targets, const Order& order, const Fee
   }
 }
 
+// Rows in the order in which they are rounded, and the factor of that order: with G + l = R R', R
+// upper, row i takes over R_ji / R_ii of the error of an earlier row j.
+class RowOrder {
+ public:
+  RowOrder(const OutputHessian& hessian, double damping, ThreadPool& pool)
+      : n_(hessian.size), rows_(size_t(n_)), reversed_(size_t(n_ * n_)) {
+    const auto g = [&](int64_t i, int64_t j) { return double(hessian.values[size_t(i * n_ + j)]); };
+    double mean = 0;
+    for (int64_t i = 0; i < n_; ++i) mean += g(i, i) / double(n_);
+    std::iota(rows_.begin(), rows_.end(), 0);
+    std::stable_sort(rows_.begin(), rows_.end(),
+                     [&](int64_t a, int64_t b) { return g(a, a) > g(b, b); });
+    for (int64_t i = 0; i < n_; ++i) {
+      for (int64_t j = i; j < n_; ++j) {
+        reversed_[size_t(i * n_ + j)] = g(row(n_ - 1 - i), row(n_ - 1 - j));
+      }
+      reversed_[size_t(i * n_ + i)] += damping * mean + 1e-12;
+    }
+    is_finite_ = factor_cholesky(reversed_.data(), n_, pool);
+  }
+
+  bool is_finite() const { return is_finite_; }
+  int64_t row(int64_t place) const { return rows_[size_t(place)]; }
+  float share(int64_t earlier, int64_t place) const {
+    const double* u = reversed_.data() + (n_ - 1 - place) * n_;
+    return float(u[n_ - 1 - earlier] / u[n_ - 1 - place]);
+  }
+
+ private:
+  const int64_t n_;
+  std::vector<int64_t> rows_;
+  std::vector<double> reversed_;
+  bool is_finite_ = false;
+};
+
+// Rounds the rows of targets [all rows, cols] that the order's Hessian couples, from `first` on.
+void round_coupled_rows(const std::vector<float>& targets, int64_t first, int64_t count,
+                        const RowOrder& rows, const Order& order, const Feedback& feedback,
+                        const ScaleSearch& search, Encoded& out) {
+  const int64_t n = feedback.cols;
+  std::vector<float> errors(size_t(count * n)), row(static_cast<size_t>(n));
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = first + rows.row(i);
+    const float* target = targets.data() + at * n;
+    std::copy_n(target, n, row.begin());
+    for (int64_t j = 0; j < i; ++j) {
+      const float share = rows.share(j, i);
+      const float* error = errors.data() + j * n;
+      for (int64_t k = 0; k < n; ++k) row[size_t(k)] += share * error[k];
+    }
+    round_rows(row.data(), order, feedback, search, at, 1, out);
+    out.decode_row(at, row.data());
+    for (int64_t k = 0; k < n; ++k) errors[size_t(i * n + k)] = target[k] - row[size_t(k)];
+  }
+}
+
+// The rows that nothing couples, in parts of at most kFeedbackRows.
+std::vector<std::pair<int64_t, int64_t>> uncoupled_rows(int64_t rows,
+                                                        const std::vector<OutputHessian>& coupled) {
+  std::vector<std::pair<int64_t, int64_t>> parts;  // first, count
+  int64_t next = 0;
+  const auto add_until = [&](int64_t end) {
+    for (; next < end; next += kFeedbackRows) {
+      parts.emplace_back(next, std::min<int64_t>(kFeedbackRows, end - next));
+    }
+  };
+  for (const OutputHessian& hessian : coupled) {
+    add_until(hessian.first);
+    next = hessian.first + hessian.size;
+  }
+  add_until(rows);
+  return parts;
+}
+
 // Rounds targets [rows, cols of the order], block by block.
-Encoded round_targets(const std::vector<float>& targets, int64_t rows, const Order& order,
-                      const Factors& factors, const FeedbackOptions& options, int64_t n,
-                      ThreadPool& pool) {
+Encoded round_targets(const std::string& name, const std::vector<float>& targets, int64_t rows,
+                      const Order& order, const Factors& factors,
+                      const std::vector<OutputHessian>& coupled, const FeedbackOptions& options,
+                      int64_t n, ThreadPool& pool) {
   Encoded out = Encoded::of(Precision::kNvfp4, rows, n);
   float amax = 0;
   for (const float w : targets) amax = std::max(amax, std::fabs(w));
@@ -164,10 +239,21 @@ Encoded round_targets(const std::vector<float>& targets, int64_t rows, const Ord
   const ScaleSearch search{.tensor_scale = out.tensor_scale,
                            .lowest = options.lowest_candidate,
                            .highest = options.highest_candidate};
-  pool.parallel_for((rows + kFeedbackRows - 1) / kFeedbackRows, [&](int64_t i) {
-    const int64_t first = i * kFeedbackRows;
-    round_rows(targets, order, feedback, search, first,
-               std::min<int64_t>(kFeedbackRows, rows - first), out);
+  const auto parts = uncoupled_rows(rows, coupled);
+  pool.parallel_for(int64_t(parts.size()), [&](int64_t i) {
+    const auto [first, count] = parts[size_t(i)];
+    round_rows(targets.data() + first * n, order, feedback, search, first, count, out);
+  });
+  std::vector<RowOrder> row_orders;
+  for (const OutputHessian& hessian : coupled) {
+    row_orders.emplace_back(hessian, options.damping, pool);
+    if (!row_orders.back().is_finite()) {
+      throw Error(name + ": the weights of the linear that reads it are not finite");
+    }
+  }
+  pool.parallel_for(int64_t(coupled.size()), [&](int64_t i) {
+    round_coupled_rows(targets, coupled[size_t(i)].first, coupled[size_t(i)].size,
+                       row_orders[size_t(i)], order, feedback, search, out);
   });
   return out;
 }
@@ -176,6 +262,7 @@ Encoded round_targets(const std::vector<float>& targets, int64_t rows, const Ord
 
 FeedbackResult encode_with_feedback(const std::string& name, std::vector<float>& weights,
                                     int64_t rows, Precision precision, const Moments& moments,
+                                    const std::vector<OutputHessian>& coupled,
                                     const FeedbackOptions& options, ThreadPool& pool) {
   const int64_t n = moments.cols;
   const double output = moments.output_energy(weights.data(), rows, pool);
@@ -188,7 +275,8 @@ FeedbackResult encode_with_feedback(const std::string& name, std::vector<float>&
   FeedbackResult result;
   Encoded& out = result.encoded;
   if (precision == Precision::kNvfp4) {
-    out = round_targets(weights, rows, order, factors_of(u, n, pool), options, n, pool);
+    out = round_targets(name, weights, rows, order, factors_of(u, n, pool), coupled, options, n,
+                        pool);
   } else {
     out = round_to_nearest(weights.data(), rows, n, precision, pool);
   }

@@ -17,6 +17,7 @@ struct Problem {
   std::vector<float> x = std::vector<float>(kInputs * kCols), original = x;
   std::vector<float> weights = std::vector<float>(kRows * kCols);
   Moments moments{};
+  std::vector<OutputHessian> coupled{};
   ThreadPool pool{2};
 
   explicit Problem(bool with_cross) {
@@ -55,7 +56,7 @@ struct Problem {
 
   FeedbackResult encode(const FeedbackOptions& options, Precision precision = Precision::kNvfp4) {
     std::vector<float> scratch = weights;
-    return encode_with_feedback("test", scratch, kRows, precision, moments, options, pool);
+    return encode_with_feedback("test", scratch, kRows, precision, moments, coupled, options, pool);
   }
 };
 
@@ -77,6 +78,48 @@ TEST(ErrorFeedback, MovedTargetsComeCloserToTheOriginalOutput) {
     const double error = p.output_error(p.encode({.target_share = share}).encoded, p.original);
     EXPECT_LT(error, before) << share;
     before = error;
+  }
+}
+
+// Rows 5 to 28 are read by a linear of 8 outputs.
+TEST(ErrorFeedback, CoupledRowsLoseLessInWhatReadsThem) {
+  constexpr int64_t kFirst = 5, kCount = 24, kReaders = 8;
+  Problem p(false);
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  std::vector<float> reader(kReaders * kCount);
+  for (float& w : reader) w = normal(random);
+  const auto loss = [&](const Encoded& encoded) {
+    std::vector<float> change(kReaders * kCols), row(kCols);
+    for (int64_t n = 0; n < kCount; ++n) {
+      encoded.decode_row(kFirst + n, row.data());
+      for (int64_t k = 0; k < kCols; ++k) {
+        const float error = row[size_t(k)] - p.weights[size_t((kFirst + n) * kCols + k)];
+        for (int64_t o = 0; o < kReaders; ++o) {
+          change[size_t(o * kCols + k)] += reader[size_t(o * kCount + n)] * error;
+        }
+      }
+    }
+    return p.moments.output_energy(change.data(), kReaders, p.pool);
+  };
+  const Encoded alone = p.encode({}).encoded;
+  OutputHessian hessian{.first = kFirst, .size = kCount, .values = std::vector<float>(576)};
+  for (int64_t i = 0; i < kCount * kCount; ++i) {
+    for (int64_t o = 0; o < kReaders; ++o) {
+      hessian.values[size_t(i)] +=
+          reader[size_t(o * kCount + i / kCount)] * reader[size_t(o * kCount + i % kCount)];
+    }
+  }
+  p.coupled = {hessian};
+  const Encoded coupled = p.encode({}).encoded;
+  EXPECT_LT(loss(coupled), 0.5 * loss(alone));
+  const auto is_same = [&](int64_t n) {
+    const auto row = [&](const Encoded& e) { return e.codes.begin() + n * kCols / 2; };
+    return std::equal(row(alone), row(alone) + kCols / 2, row(coupled));
+  };
+  for (int64_t n = 0; n < kRows; ++n) {
+    const bool is_coupled = n >= kFirst && n < kFirst + kCount;
+    EXPECT_TRUE(is_coupled || is_same(n)) << n;
   }
 }
 
@@ -104,8 +147,9 @@ TEST(ErrorFeedback, DoesNotDependOnTheNumberOfThreads) {
   ThreadPool pool(3);
   std::vector<float> a = one.weights, b = many.weights;
   const auto x =
-      encode_with_feedback("test", a, kRows, Precision::kNvfp4, one.moments, {}, one.pool);
-  const auto y = encode_with_feedback("test", b, kRows, Precision::kNvfp4, many.moments, {}, pool);
+      encode_with_feedback("test", a, kRows, Precision::kNvfp4, one.moments, {}, {}, one.pool);
+  const auto y =
+      encode_with_feedback("test", b, kRows, Precision::kNvfp4, many.moments, {}, {}, pool);
   EXPECT_EQ(x.encoded.codes, y.encoded.codes);
   EXPECT_EQ(x.encoded.scales, y.encoded.scales);
 }
