@@ -112,8 +112,8 @@ __global__ void pack_nvfp4_kernel(PackTask task, const __grid_constant__ Sources
     words[j] = 0;
     for (int odd = 0; odd < 2; ++odd) {
       const int k = 4 * j + odd;
-      words[j] |= (code_bits(low.codes, k, 6, 15) | code_bits(high.codes, k, 3, 14) |
-                   code_bits(low.codes, k + 2, 0, 13) | code_bits(high.codes, k + 2, 9, 12))
+      words[j] |= (code_bits(low.codes, k, 6, 15) | code_bits(high.codes, k, 3, 12) |
+                   code_bits(low.codes, k + 2, 0, 14) | code_bits(high.codes, k + 2, 9, 13))
                   << (16 * odd);
     }
   }

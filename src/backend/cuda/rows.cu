@@ -37,14 +37,15 @@ template <typename X>
 __global__ void __launch_bounds__(RowColumns::kSteps* kWarp)
     few_rows_norm_kernel(NormRows<X> norm) {
   __shared__ float sums[RowColumns::kSteps * kWarp];
+  __shared__ __align__(16) float added[RowColumns::kColumns];
   let_successor_begin();
   const int64_t t = blockIdx.x, column = int64_t(threadIdx.x) * kLaneColumns;
   const Columns<float> gains = gains_of_thread(norm);
   wait_for_predecessor();
   float v[kLaneColumns];
-  norm_row(norm, gains, t, sums, v);
+  norm_row(norm, gains, t, sums, added, v);
   if (column < norm.x.cols) store_columns(v, column, norm.x.cols, norm.out.row(t));
-  add_delta(norm, t);
+  store_added(norm, t, added);
 }
 
 // Loads come first, all of them: a load does not pass a store that may be to the same place.
