@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kPlentyBytes = int64_t(24) << 30;
 constexpr size_t kReadBufferBytes = 256 << 10;
-constexpr int kCounters = 2;
 constexpr int kMostRecordedRows = 64;  // the kernels of more take longer than launching them
 
 }  // namespace
@@ -23,8 +22,8 @@ CudaBackend::CudaBackend(const Options& options)
     : options_(options), device_(cuda::open_device(options.device)) {
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   read_buffer_ = cuda::PinnedMemory(kReadBufferBytes);
-  counters_ = cuda::DeviceMemory(kCounters * sizeof(unsigned));
-  CUDA_CHECK(cudaMemset(counters_.data(), 0, counters_.size()));
+  arrived_ = cuda::DeviceMemory(sizeof(unsigned));
+  CUDA_CHECK(cudaMemset(arrived_.data(), 0, arrived_.size()));
 }
 
 CudaBackend::~CudaBackend() {
@@ -44,11 +43,7 @@ cuda::Context CudaBackend::context() {
 
 cuda::Context CudaBackend::context_as_is() {
   device_.make_current();
-  return {.device = device_,
-          .stream = stream_,
-          .workspace = workspace_,
-          .step = step_.view(),
-          .counters = counters_.as<unsigned>()};
+  return {.device = device_, .stream = stream_, .workspace = workspace_, .step = step_.view()};
 }
 
 std::string CudaBackend::description() const {
@@ -163,7 +158,7 @@ void CudaBackend::embed(const Weight& table, const Batch&, Tensor out) {
 void CudaBackend::add_rms_norm(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) {
   context();
   norm_ = cuda::norm_of(x, delta, gain, eps, out);
-  norm_->arrived = counters_.as<unsigned>();
+  norm_->arrived = arrived_.as<unsigned>();
 }
 
 void CudaBackend::gather_rows(Tensor x, const Batch&, Tensor out) {

@@ -76,7 +76,7 @@ class CudaBackend : public Backend {
   // Held back until the next operation, which may take them into its own kernel.
   std::optional<cuda::Norm> norm_;
   std::optional<cuda::Store> store_;
-  cuda::DeviceMemory counters_;  // of blocks, for one kernel at a time
+  cuda::DeviceMemory arrived_;  // Norm::arrived
   int recorded_generation_ = 0;
   cuda::Sampler sampler_;
   cuda::PinnedMemory read_buffer_;

@@ -21,7 +21,6 @@ struct Context {
   cudaStream_t stream;
   Workspace& workspace;  // of one operation at a time
   const StepView& step;  // of the batch of begin_step()
-  unsigned* counters;    // [2], on the card; 0 between kernels
 };
 
 struct Grid {
