@@ -38,6 +38,7 @@ class Engine::State {
   bool step();
   void run();
   std::span<const KvLayer> caches() const { return caches_; }
+  int vocab_size() const { return model_.config().vocab; }
 
   const EngineOptions options;
   EngineMetrics metrics;
@@ -337,6 +338,10 @@ bool Engine::healthy() const {
 
 const EngineOptions& Engine::options() const {
   return state_->options;
+}
+
+int Engine::vocab_size() const {
+  return state_->vocab_size();
 }
 
 const EngineMetrics& Engine::metrics() const {
