@@ -1,6 +1,7 @@
 #include "apps/runtime.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "apps/memory_plan.h"
@@ -8,6 +9,7 @@
 #include "apps/terminal.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "compress/model_writer.h"
 #include "model/glm_dummy.h"
 
 namespace nibble {
@@ -120,6 +122,32 @@ Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format
   return limits;
 }
 
+// "writing 12.9 GB of weights [####....]  50 %, 1.2 GB/s"
+class ByteProgress {
+ public:
+  ByteProgress(std::string doing, double bytes) : doing_(std::move(doing)), bytes_(bytes) {}
+
+  // Of a few bytes it says nothing.
+  void show(double share) {
+    constexpr double kLongBytes = 5e8;
+    if (bytes_ < kLongBytes || int(share * 100) == shown_) return;
+    shown_ = int(share * 100);
+    line_.show(doing_ + " " + format_number(bytes_ / 1e9, 1) + " GB of weights " +
+               ProgressLine::bar(share) + ", " +
+               format_number(share * bytes_ / seconds() / 1e9, 1) + " GB/s");
+  }
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  const std::string doing_;
+  const double bytes_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  ProgressLine line_;
+  int shown_ = -1;
+};
+
 }  // namespace
 
 int64_t card_limit_bytes(const ModelOptions& o) {
@@ -209,6 +237,7 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                                .on_step = std::move(on_step)};
   weights = o.load_format == "dummy" ? dummy_weights(config)
                                      : GlmWeights::load(Checkpoint::open(folder), config);
+  if (!o.save.empty()) save_weights(folder, o.save);
   if (has_exact_logits(o)) weights.lm_head.use = Use::kLinear;
   upload_weights();
   model = std::make_unique<GlmFlash>(config, weights, *backend, batched_tokens,
@@ -259,17 +288,20 @@ void Runtime::warm_up(const EngineOptions& o) {
   backend->free(layer.data);
 }
 
-void Runtime::upload_weights() {
-  constexpr double kLongBytes = 5e8;
+void Runtime::save_weights(const std::filesystem::path& texts,
+                           const std::filesystem::path& target) {
   const double bytes = double(weights.size_bytes());
-  ProgressLine progress;
-  int shown = -1;
-  weights.upload(*backend, [&](double share) {
-    if (bytes < kLongBytes || int(share * 100) == shown) return;
-    shown = int(share * 100);
-    progress.show("loading " + format_number(bytes / 1e9, 1) + " GB of weights " +
-                  ProgressLine::bar(share));
+  ByteProgress progress("writing", bytes);
+  write_model(config, weights, texts, target, [&](WrittenShare written) {
+    progress.show(double(written.done_bytes) / double(written.total_bytes));
   });
+  log_info(target.string() + ": " + format_number(bytes / 1e9, 3) + " GB in " +
+           format_number(progress.seconds(), 1) + " s");
+}
+
+void Runtime::upload_weights() {
+  ByteProgress progress("loading", double(weights.size_bytes()));
+  weights.upload(*backend, [&](double share) { progress.show(share); });
 }
 
 void Runtime::start() {
