@@ -102,6 +102,15 @@ void CudaBackend::read(const void* memory, void* host, size_t bytes) {
   if (buffered) std::memcpy(host, to, bytes);
 }
 
+void CudaBackend::start_read(const void* memory, void* host, size_t bytes) {
+  readback_.start(memory, host, bytes, context().stream);
+}
+
+void CudaBackend::finish_read(void* host) {
+  device_.make_current();
+  readback_.finish(host);
+}
+
 Weight CudaBackend::upload(const Weight& host) {
   device_.make_current();
   const cuda::Uploads to{.device = device_, .stream = stream_, .arena = weights_};

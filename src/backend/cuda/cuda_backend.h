@@ -11,6 +11,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/launch.h"
 #include "backend/cuda/mla.h"
+#include "backend/cuda/readback.h"
 #include "backend/cuda/replay.h"
 #include "backend/cuda/rows.h"
 #include "backend/cuda/sample.h"
@@ -40,6 +41,9 @@ class CudaBackend : public Backend {
   void free(void* memory) override;
   void write(void* memory, const void* host, size_t bytes) override;
   void read(const void* memory, void* host, size_t bytes) override;
+  void start_read(const void* memory, void* host, size_t bytes) override;
+  void finish_read(void* host) override;
+  bool runs_behind() const override { return true; }
   Weight upload(const Weight& host) override;
 
   void begin_step(const Batch& batch) override;
@@ -80,6 +84,7 @@ class CudaBackend : public Backend {
   int recorded_generation_ = 0;
   cuda::Sampler sampler_;
   cuda::PinnedMemory read_buffer_;
+  cuda::Readback readback_;
   std::unordered_map<void*, cuda::DeviceMemory> allocations_;
 };
 

@@ -25,7 +25,9 @@ __global__ void embed_kernel(const In* table, StepView step, Matrix<float> out) 
   wait_for_predecessor();
   let_successor_begin();
   const int64_t t = blockIdx.x;
-  const In* row = table + int64_t(step.tokens[t]) * out.cols;
+  int32_t token = step.tokens[t];
+  if (token < 0) token = step.chosen[-1 - token];
+  const In* row = table + int64_t(token) * out.cols;
   for (int64_t i = threadIdx.x; i < out.cols; i += kThreads) out.row(t)[i] = to_float(row[i]);
 }
 
