@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "backend/backend.h"
+#include "backend/cuda/feed.h"
 #include "backend/cuda/launch.h"
 #include "backend/cuda/mla.h"
 #include "backend/cuda/readback.h"
@@ -74,6 +75,7 @@ class CudaBackend : public Backend {
   const cuda::Device device_;
   cudaStream_t stream_ = nullptr;
   cuda::Arena weights_;
+  std::optional<cuda::Feed> feed_;  // from the first upload to the next step
   cuda::Workspace workspace_;
   cuda::StepArrays step_;
   cuda::Replay replay_;

@@ -2,6 +2,7 @@
 // prefill.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "backend/cuda/dtypes.h"
 #include "backend/cuda/norm_row.cuh"
@@ -132,12 +133,18 @@ std::shared_ptr<const void> upload_table(const Uploads& to, const Weight& host, 
   if (on_host) table->pinned = PinnedMemory(bytes);
   char* rows = static_cast<char*>(on_host ? table->pinned.data() : to.arena.allocate(bytes));
   table->rows = rows;
+  std::vector<Piece> pieces;
+  size_t at = 0;
   for (const WeightPart& part : host.parts) {
     const size_t size = size_t(part.rows * host.cols) * sizeof(bf16);
-    CUDA_CHECK(cudaMemcpyAsync(rows, part.values, size, cudaMemcpyDefault, to.stream));
-    rows += size;
+    pieces.push_back({.from = part.values, .bytes = size, .at = at});
+    at += size;
   }
-  CUDA_CHECK(cudaStreamSynchronize(to.stream));
+  if (on_host) {
+    to.feed.gather(rows, pieces);
+  } else {
+    to.feed.send(rows, pieces, to.stream);
+  }
   return table;
 }
 
