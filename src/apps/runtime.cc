@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "apps/memory_plan.h"
 #include "apps/model_files.h"
@@ -214,10 +215,17 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                  std::function<void()> on_step)
     : config(config_of(o, folder)), kv_format(kv_format_of(o, config)) {
   check_quantization(o.quantization, config);
+  auto start = std::chrono::steady_clock::now();
+  const auto report = [&](const char* what) {
+    const auto now = std::chrono::steady_clock::now();
+    const double seconds = std::chrono::duration<double>(now - std::exchange(start, now)).count();
+    log_debug(what + format_number(seconds, 3) + " s");
+  };
   backend = create_backend({.device = o.device,
                             .threads = o.threads,
                             .exact = is_exact(o.dtype),
                             .card_memory_bytes = card_limit_bytes(o)});
+  report("start of the device: ");
   const int64_t budget =
       backend->is_card() ? card_budget_bytes(o, backend->memory().total_bytes) : 0;
   const int batched_tokens = batched_tokens_of(o, budget);
@@ -237,16 +245,20 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                                .on_step = std::move(on_step)};
   weights = o.load_format == "dummy" ? dummy_weights(config)
                                      : GlmWeights::load(Checkpoint::open(folder), config);
+  report("opening of the weights: ");
   if (!o.save.empty()) save_weights(folder, o.save);
   if (has_exact_logits(o)) weights.lm_head.use = Use::kLinear;
   upload_weights();
+  report("loading of the weights: ");
   model = std::make_unique<GlmFlash>(config, weights, *backend, batched_tokens,
                                      Engine::logit_rows(engine_options));
   if (backend->is_card()) warm_up(engine_options);
+  report("largest steps: ");
   const Limits limits = limits_of(o, config, kv_format, *backend);
   engine_options.max_model_len = limits.max_model_len;
   engine_options.num_pages = limits.num_pages;
   engine = std::make_unique<Engine>(*model, std::move(engine_options));
+  report("cache: ");
 }
 
 // The largest steps there can be, over a cache that will be forgotten: what the kernels need is
