@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "apps/largest_steps.h"
 #include "apps/memory_plan.h"
 #include "apps/model_files.h"
 #include "apps/terminal.h"
@@ -56,7 +57,6 @@ int64_t pages_for(int64_t tokens, int page_size) {
   return (tokens + page_size - 1) / page_size;
 }
 
-constexpr int kMostSplitContext = 16384;
 constexpr int64_t kCardReserveBytes = int64_t(32) << 20;  // recorded steps, the driver's own growth
 
 struct Limits {
@@ -250,54 +250,15 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
   if (has_exact_logits(o)) weights.lm_head.use = Use::kLinear;
   upload_weights();
   report("loading of the weights: ");
+  if (backend->is_card()) run_largest_steps(config, weights, *backend, engine_options);
+  report("largest steps: ");
   model = std::make_unique<GlmFlash>(config, weights, *backend, batched_tokens,
                                      Engine::logit_rows(engine_options));
-  if (backend->is_card()) warm_up(engine_options);
-  report("largest steps: ");
   const Limits limits = limits_of(o, config, kv_format, *backend);
   engine_options.max_model_len = limits.max_model_len;
   engine_options.num_pages = limits.num_pages;
   engine = std::make_unique<Engine>(*model, std::move(engine_options));
   report("cache: ");
-}
-
-// The largest steps there can be, over a cache that will be forgotten: what the kernels need is
-// allocated now, so that the cache can have all that is left and nothing grows later.
-void Runtime::warm_up(const EngineOptions& o) {
-  KvLayer layer{.format = o.kv_format,
-                .page_size = o.page_size,
-                .width = config.mla().record_dim(),
-                .latent = config.mla().latent_dim};
-  const int64_t pages = pages_for(o.max_num_batched_tokens, o.page_size);
-  layer.data = backend->allocate(size_t(pages * kv_page_bytes(layer)));
-  const std::vector<KvLayer> caches(size_t(config.num_layers), layer);
-
-  // A prompt in each of the two orders that attention has, the expanded one behind a context of
-  // more positions than are expanded at once.
-  for (const bool expanded : {false, true}) {
-    const int rows = std::min(o.max_num_batched_tokens, config.max_positions);
-    const int context = expanded ? std::min(config.max_positions - rows, kMostSplitContext) : 0;
-    Batch prompt{.tokens = std::vector<int32_t>(size_t(rows)),
-                 .segments = {{.num_rows = rows, .context = context, .expanded = expanded}},
-                 .logit_rows = {0}};
-    for (int64_t p = 0; p < pages_for(context + rows, o.page_size); ++p) {
-      prompt.pages.push_back(int32_t(p % pages));
-    }
-    model->forward(prompt, caches);
-  }
-
-  // Every sequence so long that kernels split it as often as they ever do, all in the same pages.
-  const int context = std::min(config.max_positions, kMostSplitContext) - 1;
-  Batch decode{.pages = std::vector<int32_t>(size_t(pages_for(context + 1, o.page_size)), 0)};
-  for (int s = 0; s < o.max_num_seqs; ++s) {
-    decode.tokens.push_back(0);
-    decode.segments.push_back({.first_row = s, .num_rows = 1, .context = context});
-    decode.logit_rows.push_back(s);
-  }
-  const Tensor logits = model->forward(decode, caches);
-  float value = 0;
-  if (logits.rows > 0) backend->read(logits.data, &value, sizeof(value));  // waits
-  backend->free(layer.data);
 }
 
 void Runtime::save_weights(const std::filesystem::path& texts,

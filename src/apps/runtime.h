@@ -42,7 +42,6 @@ class Runtime {
  private:
   void save_weights(const std::filesystem::path& texts, const std::filesystem::path& target);
   void upload_weights();
-  void warm_up(const EngineOptions& options);
 
   std::thread engine_thread_;
 };
