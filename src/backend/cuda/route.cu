@@ -157,9 +157,9 @@ std::shared_ptr<const void> upload_router(const Uploads& to, const Weight& host)
     router.rows = rows;
     router.dtype = DType::kBF16;
     for (const WeightPart& part : host.parts) {
-      const size_t bytes = size_t(part.rows * host.cols) * 2;
-      CUDA_CHECK(cudaMemcpyAsync(rows, part.values, bytes, cudaMemcpyHostToDevice, to.stream));
-      rows += bytes;
+      const Piece piece{.from = part.values, .bytes = size_t(part.rows * host.cols) * 2};
+      to.feed.send(rows, {&piece, 1}, to.stream);
+      rows += piece.bytes;
     }
   } else {
     router.rows = std::static_pointer_cast<const DeviceRows>(upload_rows(to, host))->data;
@@ -168,7 +168,6 @@ std::shared_ptr<const void> upload_router(const Uploads& to, const Weight& host)
       static_cast<float*>(to.arena.allocate(size_t(kFewRows * host.rows) * sizeof(float)));
   router.arrived = static_cast<unsigned*>(to.arena.allocate(kFewRows * sizeof(unsigned)));
   CUDA_CHECK(cudaMemsetAsync(router.arrived, 0, kFewRows * sizeof(unsigned), to.stream));
-  CUDA_CHECK(cudaStreamSynchronize(to.stream));
   return std::make_shared<Router>(router);
 }
 
