@@ -185,6 +185,7 @@ REFUSED = """
 --dtype float16
 --load-format gguf
 --num-hidden-layers 2
+--save somewhere
 --kv-cache-dtype fp8_e5m2
 --quantization awq
 """
@@ -263,6 +264,19 @@ def test_installed(nibble, tmp_path):
     )  # fmt: skip
     assert installed.stdout.decode() == f"{SUM.content}\n"
     assert (tmp_path / "share" / "doc" / "nibble" / "THIRD_PARTY_NOTICES.md").exists()
+
+
+def test_random_weights_as_a_checkpoint(nibble, serve, tmp_path):
+    """A model of random weights answers the same from the folder that it was saved to."""
+    folder = tmp_path / "random"
+    flags = [POCKET, "--load-format", "dummy", "--num-hidden-layers", 2, "--save", folder]
+    body = {"prompt": [5, 17, 900], "max_tokens": 8, "ignore_eos": True, "return_token_ids": True}
+
+    def answer(*arguments):
+        return serve(*arguments).answer("/v1/completions", body)["choices"][0]["token_ids"]
+
+    assert answer(*flags) == answer(folder)
+    check_error(run(nibble, "serve", *flags), folder, "there already")
 
 
 def test_busy_port(nibble, server):

@@ -1,14 +1,42 @@
 // The engine on the pocket model: however a request is cut, batched, cached or preempted, its
 // tokens are the same; aborted requests leave nothing behind.
 #include <algorithm>
+#include <cstring>
+#include <map>
 #include <set>
 #include <thread>
 
+#include "backend/cpu/cpu_backend.h"
 #include "base/error.h"
 #include "tests/pocket_model.h"
 
 namespace nibble {
 namespace {
+
+// Reads arrive when they are waited for and not before, as with a card that computes meanwhile.
+class LateBackend : public CpuBackend {
+ public:
+  LateBackend() : CpuBackend(2) {}
+  bool runs_behind() const override { return true; }
+  void start_read(const void* memory, void* host, size_t bytes) override {
+    std::vector<uint8_t>& bytes_read = reads_[host];
+    bytes_read.resize(bytes);
+    read(memory, bytes_read.data(), bytes);
+    std::memset(host, 0xee, bytes);
+  }
+  void finish_read(void* host) override {
+    std::ranges::copy(reads_.at(host), static_cast<uint8_t*>(host));
+    reads_.erase(host);
+  }
+
+ private:
+  std::map<void*, std::vector<uint8_t>> reads_;
+};
+
+std::unique_ptr<Backend> backend_of(const std::string& device) {
+  if (device == "late") return std::make_unique<LateBackend>();
+  return create_backend({.device = device, .threads = 2});
+}
 
 class EngineTest : public testing::TestWithParam<const char*> {
  protected:
@@ -17,7 +45,7 @@ class EngineTest : public testing::TestWithParam<const char*> {
   void SetUp() override {
     if (!is_here(GetParam())) GTEST_SKIP() << "no CUDA device here";
     if (device_ == GetParam()) return;
-    pocket_ = std::make_unique<PocketModel>(GetParam());
+    pocket_ = std::make_unique<PocketModel>(backend_of(GetParam()));
     device_ = GetParam();
   }
 
@@ -124,6 +152,84 @@ TEST_P(EngineTest, LimitsEndARequest) {
   EXPECT_GE(drain(*server.engine, *server.engine->submit(request)).size(), 45u);
 }
 
+// What a client sees of a request.
+struct Seen {
+  std::vector<int32_t> ids{};  // without the stop id
+  std::vector<float> logprobs{};
+  std::vector<std::pair<int32_t, float>> prompt_logprobs{};
+  Finish finish{};
+
+  // False when the request is finished.
+  bool take(StreamUpdate update) {
+    for (const Token& token : update.tokens) {
+      ids.push_back(token.id);
+      if (token.logprobs) logprobs.push_back(token.logprobs->logprob);
+    }
+    for (const TokenLogprobs& at : update.prompt_logprobs) {
+      prompt_logprobs.emplace_back(at.top.at(0).first, at.logprob);
+    }
+    if (update.finish) finish = *update.finish;
+    return !update.finish;
+  }
+  size_t num_generated() const { return ids.size() + (finish.stop_token >= 0); }
+};
+
+// Requests of all kinds, what ends them among these.
+Request mixed_request(const Golden& golden, int i) {
+  Request request{.prompt = golden.input_ids, .use_prefix_cache = i % 5 != 0};
+  SamplingParams& p = request.sampling;
+  p = {.temperature = i % 3 == 0 ? 0.0f : 1.5f, .seed = uint64_t(i), .max_tokens = 3 + 9 * (i % 6)};
+  if (i % 4 == 1) p.repetition_penalty = 1.2f;
+  if (i % 5 == 2) p.presence_penalty = 0.7f, p.frequency_penalty = 0.4f;
+  if (i % 6 == 3) p.logprobs = 3;
+  if (i % 7 == 4) p.prompt_logprobs = 1;
+  if (i % 2 == 1) p.stop_token_ids = {golden.greedy_ids[2], golden.greedy_ids.back()};
+  if (i % 8 == 5) p.min_tokens = 4;
+  p.ignore_eos = i % 9 == 8;
+  return request;
+}
+
+TEST_P(EngineTest, AMixOfRequestsIsAnsweredAsEachAlone) {
+  if (pocket_->backend->wide_rows() != INT64_MAX) GTEST_SKIP() << "bits depend on the batch here";
+  auto one_by_one = pocket_->serve({.num_pages = 800});
+  auto together = pocket_->serve(
+      {.max_model_len = 250, .max_num_seqs = 8, .max_num_batched_tokens = 40, .num_pages = 16});
+  Engine& engine = *together.engine;
+  std::vector<Seen> alone;
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  std::set<FinishReason> reasons;
+  size_t generated = 0;
+  for (int i = 0; i < 40; ++i) {
+    const Golden& golden = goldens_[size_t(i) % 4];
+    ASSERT_LT(golden.input_ids.size(), 200u);
+    const auto stream = one_by_one.engine->submit(mixed_request(golden, i));
+    alone.emplace_back();
+    while (alone.back().take(stream->poll())) one_by_one.engine->step();
+    generated += alone.back().num_generated();
+    reasons.insert(alone.back().finish.reason);
+    streams.push_back(engine.submit(mixed_request(golden, i)));
+    if (i % 3 == 2) engine.step();
+  }
+  EXPECT_EQ(reasons, (std::set{FinishReason::kStop, FinishReason::kLength}));
+  while (engine.step()) {
+  }
+  for (size_t i = 0; i < streams.size(); ++i) {
+    Seen seen;
+    EXPECT_FALSE(seen.take(streams[i]->poll()));
+    EXPECT_EQ(seen.ids, alone[i].ids) << i;
+    EXPECT_EQ(seen.logprobs, alone[i].logprobs) << i;
+    EXPECT_EQ(seen.prompt_logprobs, alone[i].prompt_logprobs) << i;
+    EXPECT_EQ(seen.finish.reason, alone[i].finish.reason) << i;
+    EXPECT_EQ(seen.finish.stop_token, alone[i].finish.stop_token) << i;
+  }
+  EXPECT_GT(engine.metrics().num_preemptions, 0);
+  EXPECT_EQ(engine.metrics().num_pages_used, 0);
+  for (const Engine* e : {one_by_one.engine.get(), &engine}) {
+    EXPECT_EQ(e->metrics().generation_tokens, int64_t(generated));
+    EXPECT_EQ(e->metrics().request_generation_tokens.sum(), double(generated));
+  }
+}
+
 TEST_P(EngineTest, PromptLogprobsEqualTransformersLosses) {
   auto server = pocket_->serve({.max_num_seqs = 4, .num_pages = 300});
   std::ifstream file(kPocketFolder + "/goldens.json");
@@ -212,7 +318,7 @@ TEST_P(EngineTest, ManyThreadsSubmitAndCancel) {
   EXPECT_THROW(engine.submit(greedy(goldens_[0])), ApiError);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, EngineTest, testing::Values("cpu", "cuda"),
+INSTANTIATE_TEST_SUITE_P(Backends, EngineTest, testing::Values("cpu", "late", "cuda"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -25,9 +25,11 @@ inline bool is_here(const std::string& device) {
 
 struct PocketModel {
   explicit PocketModel(const std::string& device, const std::string& folder = kPocketFolder)
+      : PocketModel(create_backend({.device = device, .threads = 2}), folder) {}
+  explicit PocketModel(std::unique_ptr<Backend> machine, const std::string& folder = kPocketFolder)
       : config(GlmConfig::load(folder)),
         checkpoint(Checkpoint::open(folder)),
-        backend(create_backend({.device = device, .threads = 2})),
+        backend(std::move(machine)),
         weights(GlmWeights::load(checkpoint, config)) {
     weights.upload(*backend);
   }

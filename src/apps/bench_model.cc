@@ -31,7 +31,7 @@ ModelBench::ModelBench(Runtime& runtime, const GlmCost& cost, const MachineLimit
   Backend& backend = *runtime.backend;
   result_.tokens = {backend.allocate(size_t(rows) * 4), DType::kI32, rows, 1};
   result_.logprobs = {backend.allocate(size_t(rows) * 4), DType::kF32, rows, 1};
-  tokens_.resize(size_t(rows));
+  for (auto& tokens : tokens_) tokens.resize(size_t(rows));
 }
 
 ModelBench::~ModelBench() {
@@ -95,7 +95,13 @@ void ModelBench::run_step(const Batch& batch) {
   const Tensor logits = runtime_.model->forward(batch, runtime_.engine->caches());
   if (rows_.rows.empty()) return;
   runtime_.backend->sample(logits, rows_, result);
-  runtime_.backend->read(result.tokens.data, tokens_.data(), rows_.rows.size() * 4);
+  void* const tokens = tokens_[begun_++ % 2].data();
+  runtime_.backend->start_read(result.tokens.data, tokens, rows_.rows.size() * 4);
+  finish_steps(runtime_.backend->runs_behind() ? 1 : 0);
+}
+
+void ModelBench::finish_steps(size_t ahead) {
+  while (begun_ - finished_ > ahead) runtime_.backend->finish_read(tokens_[finished_++ % 2].data());
 }
 
 double ModelBench::distinct_experts(DecodePoint point) {
@@ -114,6 +120,7 @@ double ModelBench::distinct_experts(DecodePoint point) {
     ++layers;
   };
   for (int step = 0; step < 2; ++step) run_step(batch_of(point, step));
+  finish_steps();
   runtime_.model->on_routing = nullptr;
   return distinct / layers;
 }
@@ -138,6 +145,7 @@ std::optional<DecodeSpeed> ModelBench::decode(DecodePoint point, int repetitions
   for (int r = 0; r < repetitions; ++r) {
     const double bandwidth = runtime_.backend->measure_limits().read_bytes_per_second;
     run_step(batch_of(point, 0));
+    finish_steps();
     int steps = 0;
     double seconds = 0;
     const auto start = std::chrono::steady_clock::now();
@@ -145,6 +153,8 @@ std::optional<DecodeSpeed> ModelBench::decode(DecodePoint point, int repetitions
       run_step(batch_of(point, ++steps));
       seconds = seconds_since(start);
     }
+    finish_steps();
+    seconds = seconds_since(start);
     rates.push_back(point.batch * steps / seconds);
     bytes.push_back(step_bytes(point, steps, speed.experts_of_a_layer) * steps / seconds);
     if (bandwidth > 0) shares.push_back(bytes.back() / bandwidth);
@@ -173,6 +183,7 @@ std::optional<PrefillSpeed> ModelBench::prefill(int prompt, int repetitions) {
       if (first + rows == prompt) batch.logit_rows = {rows - 1};
       run_step(batch);
     }
+    finish_steps();
     if (r > 0) times.push_back(seconds_since(start));
   }
   filled_pages_ = std::max(filled_pages_, pages);

@@ -1,6 +1,7 @@
 // Speed of the model alone at chosen context lengths: decode steps of a batch, prefill of a prompt.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <random>
@@ -51,7 +52,9 @@ class ModelBench {
   int64_t pages_of(int64_t tokens) const;
   Batch batch_of(DecodePoint point, int step);
   void fill_cache(int64_t num_pages);
+  // As the engine does: on a card the next step begins before this one's tokens are read.
   void run_step(const Batch& batch);
+  void finish_steps(size_t ahead = 0);  // all but `ahead`
   double distinct_experts(DecodePoint point);
   double step_bytes(DecodePoint point, int steps, double experts) const;
 
@@ -62,7 +65,8 @@ class ModelBench {
   std::mt19937 random_{1};
   SampleBatch rows_{};
   SampleResult result_{};
-  std::vector<int32_t> tokens_{};
+  std::array<std::vector<int32_t>, 2> tokens_{};  // of steps in turn
+  size_t begun_ = 0, finished_ = 0;               // steps
 };
 
 }  // namespace nibble

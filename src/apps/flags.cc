@@ -32,7 +32,29 @@ void add_memory_flags(CLI::Option_group& group, ModelOptions& o) {
                  "keep and share the cache of common beginnings (default: on)");
 }
 
-void add_model_flags(CLI::App& app, ModelOptions& o) {
+// `runs`: the subcommand runs the one model that the flags name.
+void add_weight_flags(CLI::Option_group& group, ModelOptions& o, bool runs) {
+  group
+      .add_option("--load-format", o.load_format,
+                  "auto or safetensors; dummy: random NVFP4 weights in the model's shapes, for "
+                  "glm-4.7-flash and glm-4.7-flash-reap-23b without any files")
+      ->capture_default_str()
+      ->type_name("NAME");
+  group
+      .add_option("--num-hidden-layers", o.num_hidden_layers,
+                  "with --load-format dummy: the first N layers only")
+      ->check(CLI::Range(1, 1000))
+      ->type_name("N");
+  if (runs) {
+    group
+        .add_option("--save", o.save,
+                    "with --load-format dummy: write the model to this new folder, a checkpoint "
+                    "like any other")
+        ->type_name("DIR");
+  }
+}
+
+void add_model_flags(CLI::App& app, ModelOptions& o, bool runs) {
   app.add_option("model", o.model,
                  "folder with config.json, tokenizer.json and *.safetensors (default: the pocket "
                  "model that comes with nibble)")
@@ -46,17 +68,7 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
   group->add_option("--threads", o.threads, "CPU threads (default: physical cores)")
       ->check(CLI::Range(1, 1024))
       ->type_name("N");
-  group
-      ->add_option("--load-format", o.load_format,
-                   "auto or safetensors; dummy: random NVFP4 weights in the model's shapes, for "
-                   "glm-4.7-flash and glm-4.7-flash-reap-23b without any files")
-      ->capture_default_str()
-      ->type_name("NAME");
-  group
-      ->add_option("--num-hidden-layers", o.num_hidden_layers,
-                   "with --load-format dummy: the first N layers only")
-      ->check(CLI::Range(1, 1000))
-      ->type_name("N");
+  add_weight_flags(*group, o, runs);
   group
       ->add_option("--dtype", o.dtype,
                    "auto or bfloat16; float32: products, activations and cache in FP32 (slow, for "
@@ -105,7 +117,7 @@ void add_model_flags(CLI::App& app, ModelOptions& o) {
 }  // namespace
 
 void add_serve_flags(CLI::App& app, ServeOptions& o) {
-  add_model_flags(app, o.model);
+  add_model_flags(app, o.model, /*runs=*/true);
   auto* group = app.add_option_group("server");
   group->add_option("--host", o.host, "address to listen on; 0.0.0.0 opens it to the network")
       ->capture_default_str()
@@ -172,7 +184,7 @@ void add_serve_flags(CLI::App& app, ServeOptions& o) {
 }
 
 void add_chat_flags(CLI::App& app, ChatOptions& o) {
-  add_model_flags(app, o.model);
+  add_model_flags(app, o.model, /*runs=*/true);
   auto* group = app.add_option_group("chat");
   group->add_option("--system", o.system, "system message")->type_name("TEXT");
   group->add_option("--temperature", o.temperature, "0: always the likeliest token")
@@ -189,7 +201,7 @@ void add_chat_flags(CLI::App& app, ChatOptions& o) {
 }
 
 void add_eval_flags(CLI::App& app, EvalOptions& o) {
-  add_model_flags(app, o.model);
+  add_model_flags(app, o.model, /*runs=*/false);
   auto* group = app.add_option_group("evaluation");
   group
       ->add_option("--perplexity", o.perplexity,
@@ -222,7 +234,7 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
 }
 
 void add_plan_flags(CLI::App& app, PlanOptions& o) {
-  add_model_flags(app, o.model);
+  add_model_flags(app, o.model, /*runs=*/false);
   app.add_option_group("plan")
       ->add_option("--gpu-memory", o.gpu_memory,
                    "memory of the card, such as 16303MiB (default: of the card that is here)")
@@ -230,7 +242,7 @@ void add_plan_flags(CLI::App& app, PlanOptions& o) {
 }
 
 void add_bench_flags(CLI::App& app, BenchOptions& o) {
-  add_model_flags(app, o.model);
+  add_model_flags(app, o.model, /*runs=*/true);
   auto* group = app.add_option_group("bench");
   group
       ->add_option("--contexts", o.contexts,

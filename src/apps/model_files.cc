@@ -1,6 +1,7 @@
 #include "apps/model_files.h"
 
 #include "base/error.h"
+#include "checkpoint/checkpoint_writer.h"
 #include "model/glm_builtin.h"
 
 namespace nibble {
@@ -67,6 +68,10 @@ GlmConfig config_of(const ModelOptions& o, const fs::path& folder) {
                   ": the model has " + std::to_string(config.num_layers));
     }
     config.num_layers = o.num_hidden_layers;
+  }
+  if (!o.save.empty()) {
+    if (!dummy) throw Error("--save goes with --load-format dummy only");
+    check_is_new(o.save);
   }
   return config;
 }

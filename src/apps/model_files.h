@@ -16,8 +16,7 @@ namespace nibble {
 std::filesystem::path find_model(const std::string& model);
 
 // The configuration of `options.model`, which lies in `folder`. Throws Error that names the flag
-// when
-// --load-format or --num-hidden-layers do not fit the model.
+// when --load-format, --num-hidden-layers or --save do not fit the model.
 GlmConfig config_of(const ModelOptions& options, const std::filesystem::path& folder);
 
 // What the server calls the model unless told otherwise: the name as the user gave it, "pocket" for

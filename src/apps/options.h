@@ -18,6 +18,7 @@ struct ModelOptions {
   int threads = 0;  // 0: physical cores
   std::string load_format = "auto";
   int num_hidden_layers = 0;  // 0: the config's; fewer only for dummy weights
+  std::string save{};         // a new folder for the dummy weights; empty: nowhere
   std::string dtype = "auto";
   std::string quantization{};
   std::string kv_cache_dtype = "auto";

@@ -1,13 +1,17 @@
 #include "apps/runtime.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <utility>
 
+#include "apps/largest_steps.h"
 #include "apps/memory_plan.h"
 #include "apps/model_files.h"
 #include "apps/terminal.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "compress/model_writer.h"
 #include "model/glm_dummy.h"
 
 namespace nibble {
@@ -53,7 +57,6 @@ int64_t pages_for(int64_t tokens, int page_size) {
   return (tokens + page_size - 1) / page_size;
 }
 
-constexpr int kMostSplitContext = 16384;
 constexpr int64_t kCardReserveBytes = int64_t(32) << 20;  // recorded steps, the driver's own growth
 
 struct Limits {
@@ -119,6 +122,32 @@ Limits limits_of(const ModelOptions& o, const GlmConfig& config, KvFormat format
   }
   return limits;
 }
+
+// "writing 12.9 GB of weights [####....]  50 %, 1.2 GB/s"
+class ByteProgress {
+ public:
+  ByteProgress(std::string doing, double bytes) : doing_(std::move(doing)), bytes_(bytes) {}
+
+  // Of a few bytes it says nothing.
+  void show(double share) {
+    constexpr double kLongBytes = 5e8;
+    if (bytes_ < kLongBytes || int(share * 100) == shown_) return;
+    shown_ = int(share * 100);
+    line_.show(doing_ + " " + format_number(bytes_ / 1e9, 1) + " GB of weights " +
+               ProgressLine::bar(share) + ", " +
+               format_number(share * bytes_ / seconds() / 1e9, 1) + " GB/s");
+  }
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  const std::string doing_;
+  const double bytes_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  ProgressLine line_;
+  int shown_ = -1;
+};
 
 }  // namespace
 
@@ -186,10 +215,17 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                  std::function<void()> on_step)
     : config(config_of(o, folder)), kv_format(kv_format_of(o, config)) {
   check_quantization(o.quantization, config);
+  auto start = std::chrono::steady_clock::now();
+  const auto report = [&](const char* what) {
+    const auto now = std::chrono::steady_clock::now();
+    const double seconds = std::chrono::duration<double>(now - std::exchange(start, now)).count();
+    log_debug(what + format_number(seconds, 3) + " s");
+  };
   backend = create_backend({.device = o.device,
                             .threads = o.threads,
                             .exact = is_exact(o.dtype),
                             .card_memory_bytes = card_limit_bytes(o)});
+  report("start of the device: ");
   const int64_t budget =
       backend->is_card() ? card_budget_bytes(o, backend->memory().total_bytes) : 0;
   const int batched_tokens = batched_tokens_of(o, budget);
@@ -209,67 +245,36 @@ Runtime::Runtime(const std::filesystem::path& folder, const ModelOptions& o,
                                .on_step = std::move(on_step)};
   weights = o.load_format == "dummy" ? dummy_weights(config)
                                      : GlmWeights::load(Checkpoint::open(folder), config);
+  report("opening of the weights: ");
+  if (!o.save.empty()) save_weights(folder, o.save);
   if (has_exact_logits(o)) weights.lm_head.use = Use::kLinear;
   upload_weights();
+  report("loading of the weights: ");
+  if (backend->is_card()) run_largest_steps(config, weights, *backend, engine_options);
+  report("largest steps: ");
   model = std::make_unique<GlmFlash>(config, weights, *backend, batched_tokens,
                                      Engine::logit_rows(engine_options));
-  if (backend->is_card()) warm_up(engine_options);
   const Limits limits = limits_of(o, config, kv_format, *backend);
   engine_options.max_model_len = limits.max_model_len;
   engine_options.num_pages = limits.num_pages;
   engine = std::make_unique<Engine>(*model, std::move(engine_options));
+  report("cache: ");
 }
 
-// The largest steps there can be, over a cache that will be forgotten: what the kernels need is
-// allocated now, so that the cache can have all that is left and nothing grows later.
-void Runtime::warm_up(const EngineOptions& o) {
-  KvLayer layer{.format = o.kv_format,
-                .page_size = o.page_size,
-                .width = config.mla().record_dim(),
-                .latent = config.mla().latent_dim};
-  const int64_t pages = pages_for(o.max_num_batched_tokens, o.page_size);
-  layer.data = backend->allocate(size_t(pages * kv_page_bytes(layer)));
-  const std::vector<KvLayer> caches(size_t(config.num_layers), layer);
-
-  // A prompt in each of the two orders that attention has, the expanded one behind a context of
-  // more positions than are expanded at once.
-  for (const bool expanded : {false, true}) {
-    const int rows = std::min(o.max_num_batched_tokens, config.max_positions);
-    const int context = expanded ? std::min(config.max_positions - rows, kMostSplitContext) : 0;
-    Batch prompt{.tokens = std::vector<int32_t>(size_t(rows)),
-                 .segments = {{.num_rows = rows, .context = context, .expanded = expanded}},
-                 .logit_rows = {0}};
-    for (int64_t p = 0; p < pages_for(context + rows, o.page_size); ++p) {
-      prompt.pages.push_back(int32_t(p % pages));
-    }
-    model->forward(prompt, caches);
-  }
-
-  // Every sequence so long that kernels split it as often as they ever do, all in the same pages.
-  const int context = std::min(config.max_positions, kMostSplitContext) - 1;
-  Batch decode{.pages = std::vector<int32_t>(size_t(pages_for(context + 1, o.page_size)), 0)};
-  for (int s = 0; s < o.max_num_seqs; ++s) {
-    decode.tokens.push_back(0);
-    decode.segments.push_back({.first_row = s, .num_rows = 1, .context = context});
-    decode.logit_rows.push_back(s);
-  }
-  const Tensor logits = model->forward(decode, caches);
-  float value = 0;
-  if (logits.rows > 0) backend->read(logits.data, &value, sizeof(value));  // waits
-  backend->free(layer.data);
+void Runtime::save_weights(const std::filesystem::path& texts,
+                           const std::filesystem::path& target) {
+  const double bytes = double(weights.size_bytes());
+  ByteProgress progress("writing", bytes);
+  write_model(config, weights, texts, target, [&](WrittenShare written) {
+    progress.show(double(written.done_bytes) / double(written.total_bytes));
+  });
+  log_info(target.string() + ": " + format_number(bytes / 1e9, 3) + " GB in " +
+           format_number(progress.seconds(), 1) + " s");
 }
 
 void Runtime::upload_weights() {
-  constexpr double kLongBytes = 5e8;
-  const double bytes = double(weights.size_bytes());
-  ProgressLine progress;
-  int shown = -1;
-  weights.upload(*backend, [&](double share) {
-    if (bytes < kLongBytes || int(share * 100) == shown) return;
-    shown = int(share * 100);
-    progress.show("loading " + format_number(bytes / 1e9, 1) + " GB of weights " +
-                  ProgressLine::bar(share));
-  });
+  ByteProgress progress("loading", double(weights.size_bytes()));
+  weights.upload(*backend, [&](double share) { progress.show(share); });
 }
 
 void Runtime::start() {

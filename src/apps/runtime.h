@@ -40,8 +40,8 @@ class Runtime {
   std::unique_ptr<Engine> engine;
 
  private:
+  void save_weights(const std::filesystem::path& texts, const std::filesystem::path& target);
   void upload_weights();
-  void warm_up(const EngineOptions& options);
 
   std::thread engine_thread_;
 };

@@ -77,6 +77,8 @@ struct MachineLimits {
 inline constexpr double kHeadStep = 0.5 / 127 * (1 + 0x1p-7);
 inline constexpr int kHeadCandidates = 256;
 
+inline constexpr int kMostReads = 8;  // see Backend::start_read
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -105,6 +107,16 @@ class Backend {
   virtual void write(void* memory, const void* host, size_t bytes) = 0;
   // Waits for all earlier operations.
   virtual void read(const void* memory, void* host, size_t bytes) = 0;
+  // A read in halves: start_read() is an operation like others, which takes what earlier ones leave
+  // in `memory`; finish_read() waits for it and for nothing after it. Then `host`, which is left
+  // alone in between, has the bytes. At most kMostReads are unfinished.
+  virtual void start_read(const void* memory, void* host, size_t bytes) {
+    read(memory, host, bytes);
+  }
+  virtual void finish_read(void* /*host*/) {}
+  // Whether operations return before they are done. Then a caller does well to make the next step's
+  // calls before it reads this one's results; Batch::tokens need not be known for that.
+  virtual bool runs_behind() const { return false; }
   // Gives the weight the residence and layout that this backend's kernels like. The result keeps
   // `parts` (and thereby decode_row) usable while `source` lives.
   virtual Weight upload(const Weight& host) = 0;
@@ -118,7 +130,7 @@ class Backend {
   virtual void replay(uint64_t key, const std::function<void()>& step) = 0;
 
   // Rows ------------------------------------------------------------------------------------------
-  // out[t] = table[batch.tokens[t]]                                                  out [T, D]
+  // out[t] = table[batch.tokens[t]], or of the chosen token that it stands for       out [T, D]
   virtual void embed(const Weight& table, const Batch& batch, Tensor out) = 0;
   // x += delta (when delta.data); out = x / sqrt(mean(x^2) + eps) * gain             all [T, D]
   virtual void add_rms_norm(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) = 0;

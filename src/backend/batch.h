@@ -16,7 +16,8 @@ struct Segment {          // consecutive rows of one sequence
 };
 
 struct Batch {
-  std::vector<int32_t> tokens{};      // [T]
+  std::vector<int32_t> tokens{};      // [T]; -1 - i stands for chosen[i]
+  const int32_t* chosen = nullptr;    // on the backend: SampleResult::tokens of an earlier sample()
   std::vector<Segment> segments{};    // in row order, together exactly the T rows
   std::vector<int32_t> pages{};       // page tables, one after another
   std::vector<int32_t> logit_rows{};  // [R] rows whose logits the sampler needs, ascending
@@ -24,6 +25,7 @@ struct Batch {
   int rows() const { return int(tokens.size()); }
   void clear() {
     tokens.clear();
+    chosen = nullptr;
     segments.clear();
     pages.clear();
     logit_rows.clear();

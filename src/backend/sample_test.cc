@@ -141,6 +141,43 @@ TEST_P(SampleTest, AgreesWithTheReference) {
   EXPECT_GT(compared, 120);
 }
 
+// The next steps can be made before anybody has read what was chosen.
+TEST_P(SampleTest, AStepCanNameChoicesThatNobodyHasRead) {
+  constexpr int64_t kVocab = 50, kCols = 64;
+  const Weight host = random_weight("e", Use::kTable, Format::kBF16, 1, kVocab, kCols, random_);
+  const Weight table = backend_->upload(host);
+  DeviceMatrix tokens(*backend_, 3, 1, DType::kI32), x(*backend_, 4, kCols);
+  const SampleResult result{.tokens = tokens.tensor(), .logprobs = {}, .top_ids = {}};
+  std::vector<std::vector<int32_t>> read(4, std::vector<int32_t>(3));
+  for (int step = 0; step < 4; ++step) {  // a card records what comes again
+    const std::vector<int32_t> chosen = {step, 20 + step, 49 - step};
+    std::vector<float> logits(3 * kVocab);
+    for (size_t r = 0; r < 3; ++r) logits[r * kVocab + size_t(chosen[r])] = 1.0f;
+    DeviceMatrix in(*backend_, 3, kVocab, logits), probabilities(*backend_, 3, 1);
+    SampleResult out = result;
+    out.logprobs = probabilities.tensor();
+    backend_->sample(in.tensor(), {.rows = std::vector<SampleRow>(3)}, out);
+    backend_->start_read(tokens.tensor().data, read[size_t(step)].data(), 3 * sizeof(int32_t));
+    const Batch batch{.tokens = {-2, 5, -1, -3},
+                      .chosen = static_cast<const int32_t*>(tokens.tensor().data),
+                      .segments = {{0, 1}, {1, 1}, {2, 1}, {3, 1}},
+                      .pages = {0},
+                      .logit_rows = {0, 1, 2, 3}};
+    backend_->begin_step(batch);
+    backend_->replay(1, [&] { backend_->embed(table, batch, x.tensor()); });
+    std::vector<float> want(4 * kCols);
+    for (int t = 0; t < 4; ++t) {
+      const int32_t token = std::vector<int32_t>{chosen[1], 5, chosen[0], chosen[2]}[size_t(t)];
+      decode_row(host, token, want.data() + t * kCols);
+    }
+    EXPECT_EQ(x.floats(), want);
+  }
+  for (int32_t step = 0; step < 4; ++step) {
+    backend_->finish_read(read[size_t(step)].data());
+    EXPECT_EQ(read[size_t(step)], (std::vector<int32_t>{step, 20 + step, 49 - step}));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, SampleTest, testing::Values("reference", "cpu", "cuda"),
                          [](const auto& info) { return std::string(info.param); });
 

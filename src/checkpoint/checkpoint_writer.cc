@@ -160,7 +160,8 @@ void CheckpointWriter::create_files() {
   if (fs::exists(partial_, error)) {
     kept_ = true;  // not ours
     throw Error(partial_.string() +
-                ": is left from a run that was stopped; go on with it by --resume, or delete it");
+                ": is left from a run that was stopped; delete it, or go on with it where the "
+                "command has --resume");
   }
   fs::create_directories(partial_, error);
   if (error) throw Error(partial_.string() + ": " + error.message());
@@ -196,13 +197,25 @@ void CheckpointWriter::reopen_files() {
 }
 
 void CheckpointWriter::write(const std::string& name, const void* data, int64_t size_bytes) {
+  const std::span<const uint8_t> whole(static_cast<const uint8_t*>(data), size_t(size_bytes));
+  write(name, {&whole, 1});
+}
+
+void CheckpointWriter::write(const std::string& name,
+                             std::span<const std::span<const uint8_t>> pieces) {
   const auto found = places_.find(name);
   CHECK(found != places_.end(), "%s is not planned", name.c_str());
   const Place& place = found->second;
+  int64_t size_bytes = 0;
+  for (const auto& piece : pieces) size_bytes += int64_t(piece.size());
   CHECK(size_bytes == place.size_bytes, "%s: %ld bytes, planned %ld", name.c_str(),
         long(size_bytes), long(place.size_bytes));
   const File& file = files_[place.file];
-  write_all(file.descriptor, file.path, data, size_bytes, place.offset);
+  int64_t offset = place.offset;
+  for (const auto& piece : pieces) {
+    write_all(file.descriptor, file.path, piece.data(), int64_t(piece.size()), offset);
+    offset += int64_t(piece.size());
+  }
 }
 
 void CheckpointWriter::write_file(const std::string& name, const std::string& bytes) {

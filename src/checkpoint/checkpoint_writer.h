@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,8 @@ class CheckpointWriter {
 
   // The tensor's bytes, which must be as many as planned. Throws Error that names the file.
   void write(const std::string& name, const void* data, int64_t size_bytes);
+  // The same from pieces, one behind the other.
+  void write(const std::string& name, std::span<const std::span<const uint8_t>> pieces);
   // A small file of the folder, whole or not at all.
   void write_file(const std::string& name, const std::string& bytes);
   // All that was written is on the disk when it returns.

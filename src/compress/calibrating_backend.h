@@ -49,6 +49,11 @@ class CalibratingBackend : public Backend {
   void read(const void* memory, void* host, size_t bytes) override {
     inner_.read(memory, host, bytes);
   }
+  void start_read(const void* memory, void* host, size_t bytes) override {
+    inner_.start_read(memory, host, bytes);
+  }
+  void finish_read(void* host) override { inner_.finish_read(host); }
+  bool runs_behind() const override { return inner_.runs_behind(); }
   Weight upload(const Weight& host) override;
   void begin_step(const Batch& batch) override;
   // Never records: observers decide on data.

@@ -1,6 +1,6 @@
 #include "compress/disk_layout.h"
 
-#include <cstring>
+#include <span>
 
 #include "base/check.h"
 #include "quant/nvfp4.h"
@@ -177,13 +177,32 @@ void write_encoded(const Recipe& recipe, const PlannedGroup& planned, const Enco
   }
 }
 
-void write_kept(const PlannedGroup& planned, CheckpointWriter& writer) {
+void write_stored(const Recipe& recipe, const PlannedGroup& planned, CheckpointWriter& writer) {
+  const Names names = names_of(recipe.format);
+  const bool nvfp4 = planned.precision == Precision::kNvfp4;
+  const int64_t cols = planned.group.cols;
   int64_t row = planned.group.first_row;
   for (const Linear& linear : planned.group.linears) {
-    const WeightPart part = slice_rows(*planned.weight, row, linear.rows)[0];
-    const int64_t value_bytes = int64_t(dtype_bytes(dtype_of(part.format)));
-    writer.write(linear.name + ".weight", part.values,
-                 linear.rows * planned.group.cols * value_bytes);
+    const std::vector<WeightPart> parts = slice_rows(*planned.weight, row, linear.rows);
+    const WeightPart& first = parts[0];
+    std::vector<std::span<const uint8_t>> values, scales;
+    for (const WeightPart& part : parts) {
+      CHECK(part.format == first.format && part.global_scale == first.global_scale &&
+                part.input_scales == nullptr && (part.format == Format::kNvfp4) == nvfp4,
+            "%s", linear.name.c_str());
+      const int64_t count = part.rows * cols;
+      const int64_t value_bytes =
+          nvfp4 ? count / 2 : count * int64_t(dtype_bytes(dtype_of(part.format)));
+      values.emplace_back(part.values, size_t(value_bytes));
+      if (nvfp4) scales.emplace_back(part.block_scales, size_t(count / nvfp4::kBlock));
+    }
+    writer.write(linear.name + (nvfp4 ? names.nvfp4_codes : ".weight"), values);
+    if (nvfp4) {
+      const bool reciprocal = recipe.format == DiskFormat::kCompressedTensors;
+      writer.write(linear.name + ".weight_scale", scales);
+      write_scalar(linear.name + names.nvfp4_tensor_scale,
+                   reciprocal ? 1.0f / first.global_scale : first.global_scale, writer);
+    }
     row += linear.rows;
   }
 }

@@ -23,8 +23,8 @@ std::vector<TensorPlan> plan_tensors(const Recipe& recipe, const PlannedGroup& p
 // Writes them. `encoded` must have what `planned` announces.
 void write_encoded(const Recipe& recipe, const PlannedGroup& planned, const Encoded& encoded,
                    CheckpointWriter& writer);
-// The same for a kept group.
-void write_kept(const PlannedGroup& planned, CheckpointWriter& writer);
+// The same for a group whose weight has that format already: a kept one, or NVFP4 parts.
+void write_stored(const Recipe& recipe, const PlannedGroup& planned, CheckpointWriter& writer);
 
 // config.json's quantization_config.
 nlohmann::ordered_json quantization_config(const Recipe& recipe, const GlmConfig& config);

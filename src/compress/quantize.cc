@@ -129,7 +129,7 @@ class QuantizeRun {
   template <typename Encode>
   void write_single(const PlannedGroup& planned, Encode&& encode) {
     if (planned.precision == Precision::kKept) {
-      write_kept(planned, *writer_);
+      write_stored(recipe_, planned, *writer_);
     } else {
       write_encoded(recipe_, planned, encode(planned), *writer_);
     }
@@ -138,7 +138,7 @@ class QuantizeRun {
 
   LayerReport encode_layer(LayerEncoder& encoder, const std::vector<PlannedGroup>& layer) {
     for (const PlannedGroup& planned : layer) {
-      if (planned.precision == Precision::kKept) write_kept(planned, *writer_);
+      if (planned.precision == Precision::kKept) write_stored(recipe_, planned, *writer_);
     }
     const LayerEncoder::Emit emit{
         .group =

@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <deque>
 #include <random>
 
 #include "base/error.h"
@@ -38,6 +39,7 @@ class Engine::State {
   bool step();
   void run();
   std::span<const KvLayer> caches() const { return caches_; }
+  int vocab_size() const { return model_.config().vocab; }
 
   const EngineOptions options;
   EngineMetrics metrics;
@@ -49,21 +51,34 @@ class Engine::State {
 
  private:
   void check(const Request& request) const;
+  // A sequence's part of a step whose results have not been read.
+  struct Awaited {
+    Sequence* sequence = nullptr;  // nullptr: it ended in the meantime
+    bool samples = false;
+    int position = 0;  // of the token that is chosen
+    int first_logit_row = 0;
+    int num_prompt_logits = 0;
+  };
+  using StepResults = std::vector<Awaited>;
+
   void admit_requests();
   void drop_cancelled();
-  void publish();
-  void publish_prompt_logprobs(Sequence& sequence, int& logit_row);
-  void publish_token(Sequence& sequence, int logit_row);
+  bool must_wait() const;
+  void begin_step(const Batch& batch);
+  void finish_step();
+  void publish(const StepResults& step);
+  void publish_prompt_logprobs(const Awaited& awaited);
+  void publish_token(const Awaited& awaited);
   void finish(Sequence& sequence, Finish reason);
   void finish_all(FinishReason reason, const std::string& error);
   void update_gauges();
 
   GlmFlash& model_;
-  Scheduler scheduler_;
   Sampler sampler_;
+  Scheduler scheduler_;
   void* cache_memory_ = nullptr;
   std::vector<KvLayer> caches_;
-  const Batch* batch_ = nullptr;
+  std::deque<StepResults> steps_;  // begun and not finished, at most two
   std::atomic<uint64_t> num_submitted_{0};
   std::atomic<int64_t> num_incoming_{0};  // submitted and not yet the scheduler's
 };
@@ -72,14 +87,15 @@ Engine::State::State(GlmFlash& model, EngineOptions o)
     : options(std::move(o)),
       incoming(size_t(options.max_waiting)),
       model_(model),
+      sampler_(model.backend(), max_logit_rows(options), options.max_logprobs, model.config().vocab,
+               options.eos_token_ids),
       scheduler_({.max_num_seqs = options.max_num_seqs,
                   .max_num_batched_tokens = options.max_num_batched_tokens,
                   .max_logit_rows = max_logit_rows(options),
                   .page_size = options.page_size,
                   .num_pages = options.num_pages,
-                  .prefix_caching = options.prefix_caching}),
-      sampler_(model.backend(), max_logit_rows(options), options.max_logprobs, model.config().vocab,
-               options.eos_token_ids) {
+                  .prefix_caching = options.prefix_caching,
+                  .chosen = sampler_.chosen()}) {
   CHECK(model.max_rows() >= options.max_num_batched_tokens);
   CHECK(model.max_logit_rows() >= max_logit_rows(options));
   if (options.num_pages * options.page_size < options.max_model_len) {
@@ -104,6 +120,10 @@ Engine::State::State(GlmFlash& model, EngineOptions o)
 }
 
 Engine::State::~State() {
+  try {
+    for (; !steps_.empty(); steps_.pop_front()) sampler_.finish();
+  } catch (const std::exception&) {  // a lost device, which run() has reported
+  }
   model_.backend().free(cache_memory_);
 }
 
@@ -143,6 +163,9 @@ std::shared_ptr<TokenStream> Engine::State::submit(Request request) {
   sequence->stream = std::make_shared<TokenStream>();
   sequence->tokens = request.prompt;
   sequence->num_prompt = int(request.prompt.size());
+  sequence->max_length = int(
+      std::min<int64_t>(int64_t(sequence->num_prompt) + std::max(1, request.sampling.max_tokens),
+                        options.max_model_len));
   const uint64_t number = num_submitted_.fetch_add(1);
   sequence->seed = request.sampling.seed.value_or(options.seed * 0x100000001b3u + number);
   sequence->request = std::move(request);
@@ -157,19 +180,51 @@ std::shared_ptr<TokenStream> Engine::State::submit(Request request) {
   return stream;
 }
 
+// Where operations return before they are done, a step begins before the results of the one before
+// it are read: its tokens stay with the backend. What ends by a stop id is noticed a step late; the
+// row that it has in that step is computed for nothing.
 bool Engine::State::step() {
   admit_requests();
   drop_cancelled();
-  batch_ = &scheduler_.next_batch();
+  if (must_wait()) finish_step();
+  const Batch& batch = scheduler_.next_batch();
   update_gauges();
-  if (batch_->rows() == 0) return false;
-  const Tensor logits = model_.forward(*batch_, caches_);
-  sampler_.sample(logits, *batch_, scheduler_.scheduled());
+  const bool begins = batch.rows() > 0;
+  if (begins) begin_step(batch);
+  const bool works = !steps_.empty();
+  const size_t ahead = begins && model_.backend().runs_behind() ? 1 : 0;
+  while (steps_.size() > ahead) finish_step();
+  return works;
+}
+
+// Penalties are made of the tokens so far.
+bool Engine::State::must_wait() const {
+  return !steps_.empty() && std::ranges::any_of(steps_.back(), [](const Awaited& awaited) {
+    return awaited.sequence != nullptr && awaited.sequence->has_penalties();
+  });
+}
+
+void Engine::State::begin_step(const Batch& batch) {
+  const Tensor logits = model_.forward(batch, caches_);
+  sampler_.begin(logits, batch, scheduler_.scheduled());
+  StepResults step;
+  for (Sequence* sequence : scheduler_.scheduled()) {
+    step.push_back({.sequence = sequence,
+                    .samples = sequence->samples,
+                    .position = int(sequence->tokens.size()),
+                    .first_logit_row = sequence->first_logit_row,
+                    .num_prompt_logits = sequence->num_prompt_logits});
+  }
+  steps_.push_back(std::move(step));
   scheduler_.commit();
-  publish();
+}
+
+void Engine::State::finish_step() {
+  sampler_.finish();
+  publish(steps_.front());
+  steps_.pop_front();
   update_gauges();
   if (options.on_step) options.on_step();
-  return true;
 }
 
 void Engine::State::admit_requests() {
@@ -190,36 +245,35 @@ void Engine::State::drop_cancelled() {
   if (dropped && options.on_step) options.on_step();
 }
 
-void Engine::State::publish() {
-  int logit_row = 0;
+void Engine::State::publish(const StepResults& step) {
   int64_t prompt_tokens = 0, generated = 0;
-  const std::vector<Sequence*> scheduled = scheduler_.scheduled();
-  for (Sequence* sequence : scheduled) {
-    publish_prompt_logprobs(*sequence, logit_row);
-    if (!sequence->samples) continue;
-    if (sequence->first_token == Clock::time_point()) prompt_tokens += sequence->num_prompt;
+  for (const Awaited& awaited : step) {
+    if (awaited.sequence == nullptr) continue;
+    publish_prompt_logprobs(awaited);
+    if (!awaited.samples) continue;
+    const Sequence& sequence = *awaited.sequence;
+    if (sequence.first_token == Clock::time_point()) prompt_tokens += sequence.num_prompt;
     ++generated;
-    publish_token(*sequence, logit_row++);
+    publish_token(awaited);
   }
   metrics.prompt_tokens.fetch_add(prompt_tokens);
   metrics.generation_tokens.fetch_add(generated);
   if (generated > 0) metrics.iteration_tokens.observe(double(prompt_tokens + generated));
 }
 
-void Engine::State::publish_prompt_logprobs(Sequence& sequence, int& logit_row) {
-  const auto& rows = batch_->logit_rows;
-  const int last_row = sequence.first_row + sequence.num_rows - 1;
-  const auto is_prompt_row = [&] {
-    return size_t(logit_row) < rows.size() && rows[size_t(logit_row)] <= last_row &&
-           !(rows[size_t(logit_row)] == last_row && sequence.samples);
-  };
-  while (is_prompt_row()) sequence.prompt_logprobs.push_back(sampler_.logprobs(logit_row++));
-  if (sequence.samples && sequence.num_output() == 0 && !sequence.prompt_logprobs.empty()) {
+void Engine::State::publish_prompt_logprobs(const Awaited& awaited) {
+  Sequence& sequence = *awaited.sequence;
+  for (int i = 0; i < awaited.num_prompt_logits; ++i) {
+    sequence.prompt_logprobs.push_back(sampler_.logprobs(awaited.first_logit_row + i));
+  }
+  const bool first = awaited.samples && awaited.position == sequence.num_prompt;
+  if (first && !sequence.prompt_logprobs.empty()) {
     sequence.stream->push_prompt_logprobs(sequence.prompt_logprobs);
   }
 }
 
-void Engine::State::publish_token(Sequence& sequence, int logit_row) {
+void Engine::State::publish_token(const Awaited& awaited) {
+  Sequence& sequence = *awaited.sequence;
   const SamplingParams& p = sequence.request.sampling;
   const Clock::time_point now = Clock::now();
   if (sequence.first_token == Clock::time_point()) {
@@ -230,9 +284,10 @@ void Engine::State::publish_token(Sequence& sequence, int logit_row) {
   }
   sequence.last_token = now;
 
+  const int logit_row = awaited.first_logit_row + awaited.num_prompt_logits;
   const int32_t id = sampler_.token(logit_row);
-  const bool may_stop = sequence.num_output() >= p.min_tokens;
-  sequence.tokens.push_back(id);
+  const bool may_stop = awaited.position - sequence.num_prompt >= p.min_tokens;
+  scheduler_.set_token(sequence, awaited.position, id);
   if (p.presence_penalty != 0 || p.frequency_penalty != 0) ++sequence.output_counts[id];
   Token token{.id = id};
   if (p.logprobs >= 0) token.logprobs = sampler_.logprobs(logit_row);
@@ -240,18 +295,23 @@ void Engine::State::publish_token(Sequence& sequence, int logit_row) {
     return finish(sequence, {.reason = FinishReason::kStop, .stop_token = std::move(token)});
   }
   sequence.stream->push(std::move(token));
-  if (sequence.num_output() >= p.max_tokens ||
-      int(sequence.tokens.size()) >= options.max_model_len) {
+  if (awaited.position + 1 >= sequence.max_length) {
     finish(sequence, {.reason = FinishReason::kLength});
   }
 }
 
 void Engine::State::finish(Sequence& sequence, Finish reason) {
   const std::unique_ptr<Sequence> owned = scheduler_.remove(&sequence);
+  for (StepResults& step : steps_) {
+    for (Awaited& awaited : step) {
+      if (awaited.sequence == &sequence) awaited.sequence = nullptr;
+    }
+  }
   const Clock::time_point now = Clock::now();
   metrics.request_success[size_t(reason.reason)].fetch_add(1);
   if (sequence.first_token != Clock::time_point()) {
     const double decode = seconds_between(sequence.first_token, now);
+    const int num_output = sequence.num_known() - sequence.num_prompt;
     metrics.e2e_request_latency.observe(seconds_between(sequence.arrival, now));
     metrics.request_queue_time.observe(seconds_between(sequence.arrival, sequence.first_scheduled));
     metrics.request_inference_time.observe(seconds_between(sequence.first_scheduled, now));
@@ -259,10 +319,10 @@ void Engine::State::finish(Sequence& sequence, Finish reason) {
         seconds_between(sequence.first_scheduled, sequence.first_token));
     metrics.request_decode_time.observe(decode);
     metrics.request_prompt_tokens.observe(sequence.num_prompt);
-    metrics.request_generation_tokens.observe(sequence.num_output());
+    metrics.request_generation_tokens.observe(num_output);
     metrics.request_params_max_tokens.observe(sequence.request.sampling.max_tokens);
-    if (sequence.num_output() > 1) {
-      metrics.request_time_per_output_token.observe(decode / (sequence.num_output() - 1));
+    if (num_output > 1) {
+      metrics.request_time_per_output_token.observe(decode / (num_output - 1));
     }
   }
   // Gauges first: whoever sees the end of the stream may look at them.
@@ -337,6 +397,10 @@ bool Engine::healthy() const {
 
 const EngineOptions& Engine::options() const {
   return state_->options;
+}
+
+int Engine::vocab_size() const {
+  return state_->vocab_size();
 }
 
 const EngineMetrics& Engine::metrics() const {

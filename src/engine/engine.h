@@ -58,6 +58,7 @@ class Engine {
 
   bool healthy() const;  // false once run() was stopped or failed
   const EngineOptions& options() const;
+  int vocab_size() const;  // the model's
   const EngineMetrics& metrics() const;
 
   // The cache, a layer each, for measurements on the thread that steps; no request may run.

@@ -36,53 +36,68 @@ Sampler::~Sampler() {
   }
 }
 
-void Sampler::sample(Tensor logits, const Batch& batch, const std::vector<Sequence*>& scheduled) {
-  rows_ = {.rows = {}, .edits = {}, .max_logprobs = max_logprobs_};
-  size_t next = 0;
+void Sampler::begin(Tensor logits, const Batch& batch, const std::vector<Sequence*>& scheduled) {
+  CHECK(num_unfinished_ < kMostDraws);
+  ++num_unfinished_;
+  begun_ = (begun_ + 1) % kMostDraws;
+  Draw& draw = draws_[begun_];
+  draw.batch.rows.clear();
+  draw.batch.edits.clear();
+  draw.batch.max_logprobs = max_logprobs_;
   for (const Sequence* sequence : scheduled) {
-    const int end = sequence->first_row + sequence->num_rows;
-    for (; next < batch.logit_rows.size() && batch.logit_rows[next] < end; ++next) {
-      const int row = batch.logit_rows[next];
-      if (row + 1 == end && sequence->samples) {
-        add_draw(*sequence);
-      } else {
-        add_prompt_row(*sequence, sequence->num_computed + row - sequence->first_row + 1);
-      }
+    for (int i = 0; i < sequence->num_prompt_logits; ++i) {
+      const int row = batch.logit_rows[size_t(sequence->first_logit_row + i)];
+      add_prompt_row(*sequence, sequence->num_computed + row - sequence->first_row + 1);
     }
+    if (sequence->samples) add_draw(*sequence);
   }
-  CHECK(rows_.rows.size() == batch.logit_rows.size());
-
-  const size_t count = rows_.rows.size();
+  const size_t count = draw.batch.rows.size();
+  CHECK(count == batch.logit_rows.size());
+  draw.has_logprobs = std::ranges::any_of(
+      draw.batch.rows, [](const SampleRow& row) { return row.num_logprobs >= 0; });
+  draw.tokens.resize(count);
   if (count == 0) return;
-  backend_.sample(logits, rows_, result_);
-  const bool any_logprobs =
-      std::ranges::any_of(rows_.rows, [](const SampleRow& row) { return row.num_logprobs >= 0; });
-  tokens_.resize(count);
-  backend_.read(result_.tokens.data, tokens_.data(), count * sizeof(int32_t));
-  if (!any_logprobs) return;
-  logprobs_.resize(count * size_t(1 + max_logprobs_));
-  top_ids_.resize(count * size_t(max_logprobs_));
-  backend_.read(result_.logprobs.data, logprobs_.data(), logprobs_.size() * sizeof(float));
-  backend_.read(result_.top_ids.data, top_ids_.data(), top_ids_.size() * sizeof(int32_t));
+  backend_.sample(logits, draw.batch, result_);
+  backend_.start_read(result_.tokens.data, draw.tokens.data(), count * sizeof(int32_t));
+  if (!draw.has_logprobs) return;
+  draw.logprobs.resize(count * size_t(1 + max_logprobs_));
+  draw.top_ids.resize(count * size_t(max_logprobs_));
+  backend_.start_read(result_.logprobs.data, draw.logprobs.data(),
+                      draw.logprobs.size() * sizeof(float));
+  backend_.start_read(result_.top_ids.data, draw.top_ids.data(),
+                      draw.top_ids.size() * sizeof(int32_t));
+}
+
+void Sampler::finish() {
+  CHECK(num_unfinished_ > 0);
+  --num_unfinished_;
+  finished_ = (finished_ + 1) % kMostDraws;
+  Draw& draw = draws_[finished_];
+  if (draw.tokens.empty()) return;
+  backend_.finish_read(draw.tokens.data());
+  if (!draw.has_logprobs) return;
+  backend_.finish_read(draw.logprobs.data());
+  backend_.finish_read(draw.top_ids.data());
 }
 
 void Sampler::add_prompt_row(const Sequence& sequence, int position) {
-  rows_.rows.push_back({.target = sequence.tokens[size_t(position)],
-                        .num_logprobs = sequence.request.sampling.prompt_logprobs});
+  draws_[begun_].batch.rows.push_back({.target = sequence.tokens[size_t(position)],
+                                       .num_logprobs = sequence.request.sampling.prompt_logprobs});
 }
 
 void Sampler::add_draw(const Sequence& sequence) {
   const SamplingParams& p = sequence.request.sampling;
+  SampleBatch& batch = draws_[begun_].batch;
   SampleRow row{.temperature = p.temperature,
                 .top_k = p.top_k,
                 .top_p = p.top_p,
                 .min_p = p.min_p,
                 .uniform = uniform_of(sequence.seed, sequence.num_output()),
                 .num_logprobs = p.logprobs,
-                .first_edit = int(rows_.edits.size())};
+                .first_edit = int(batch.edits.size())};
   add_edits(sequence);
-  row.num_edits = int(rows_.edits.size()) - row.first_edit;
-  rows_.rows.push_back(row);
+  row.num_edits = int(batch.edits.size()) - row.first_edit;
+  batch.rows.push_back(row);
 }
 
 void Sampler::add_edits(const Sequence& sequence) {
@@ -95,6 +110,7 @@ void Sampler::add_edits(const Sequence& sequence) {
     return e;
   };
   if (p.repetition_penalty != 1.0f) {
+    CHECK(sequence.num_known() == int(sequence.tokens.size()));
     for (const int32_t token : sequence.tokens) edit(token).repetition = p.repetition_penalty;
   }
   for (const auto& [token, count] : sequence.output_counts) {
@@ -112,14 +128,15 @@ void Sampler::add_edits(const Sequence& sequence) {
     for (const int32_t token : eos_token_ids_) edit(token).offset = kBan;
     for (const int32_t token : p.stop_token_ids) edit(token).offset = kBan;
   }
-  for (const auto& [token, e] : edits_) rows_.edits.push_back(e);
+  for (const auto& [token, e] : edits_) draws_[begun_].batch.edits.push_back(e);
 }
 
 TokenLogprobs Sampler::logprobs(int row) const {
-  const float* values = logprobs_.data() + size_t(row) * size_t(1 + max_logprobs_);
-  const int32_t* ids = top_ids_.data() + size_t(row) * size_t(max_logprobs_);
+  const Draw& draw = draws_[finished_];
+  const float* values = draw.logprobs.data() + size_t(row) * size_t(1 + max_logprobs_);
+  const int32_t* ids = draw.top_ids.data() + size_t(row) * size_t(max_logprobs_);
   TokenLogprobs out{.logprob = values[0]};
-  for (int k = 0; k < rows_.rows[size_t(row)].num_logprobs; ++k) {
+  for (int k = 0; k < draw.batch.rows[size_t(row)].num_logprobs; ++k) {
     out.top.emplace_back(ids[k], values[k + 1]);
   }
   return out;

@@ -24,8 +24,9 @@ class SamplerTest : public testing::Test {
     sequence_.num_rows = 1;
     sequence_.samples = true;
     const Batch batch{.tokens = {0}, .segments = {{}}, .pages = {}, .logit_rows = {0}};
-    sampler_.sample(Tensor(logits.data(), DType::kF32, 1, int64_t(logits.size())), batch,
-                    {&sequence_});
+    sampler_.begin(Tensor(logits.data(), DType::kF32, 1, int64_t(logits.size())), batch,
+                   {&sequence_});
+    sampler_.finish();
     return sampler_.token(0);
   }
   ReferenceBackend backend_;

@@ -16,6 +16,7 @@ void Scheduler::add(std::unique_ptr<Sequence> sequence) {
 
 const Batch& Scheduler::next_batch() {
   batch_.clear();
+  batch_.chosen = options_.chosen;
   scheduled_.clear();
   token_budget_ = options_.max_num_batched_tokens;
   logit_budget_ = options_.max_logit_rows;
@@ -34,13 +35,16 @@ const Batch& Scheduler::next_batch() {
 
 void Scheduler::schedule_running(bool decodes) {
   for (size_t i = 0; i < running_.size(); ++i) {
-    if ((running_[i]->num_uncomputed() == 1) == decodes) schedule(*running_[i]);
+    Sequence& sequence = *running_[i];
+    if (sequence.is_complete()) continue;
+    if ((sequence.num_uncomputed() == 1) == decodes) schedule(sequence);
   }
 }
 
 void Scheduler::admit_waiting() {
   while (!waiting_.empty() && num_running() < options_.max_num_seqs && token_budget_ > 0) {
     Sequence& sequence = *waiting_.front();
+    CHECK(sequence.num_known() == int(sequence.tokens.size()));
     if (!find_prefix(sequence)) return;
     if (sequence.first_scheduled == Clock::time_point()) sequence.first_scheduled = Clock::now();
     running_.push_back(std::move(waiting_.front()));
@@ -147,6 +151,7 @@ void Scheduler::append_to_batch(Sequence& sequence) {
 
   // Row i's logits speak of token num_computed + i + 1: of a prompt token that is asked for, or of
   // the next token, behind the last row.
+  sequence.first_logit_row = int(batch_.logit_rows.size());
   for (int i = 0; i < sequence.num_rows; ++i) {
     const bool last = i + 1 == sequence.num_rows;
     const bool in_prompt = sequence.num_computed + i + 1 < sequence.num_prompt;
@@ -154,21 +159,38 @@ void Scheduler::append_to_batch(Sequence& sequence) {
                        int(sequence.prompt_logprobs.size()) <= sequence.num_computed + i;
     if (asked || (last && sequence.samples)) batch_.logit_rows.push_back(sequence.first_row + i);
   }
+  sequence.num_prompt_logits =
+      int(batch_.logit_rows.size()) - sequence.first_logit_row - int(sequence.samples);
 }
 
 void Scheduler::commit() {
   for (Sequence* sequence : scheduled_) {
     sequence->num_computed += sequence->num_rows;
-    if (!options_.prefix_caching || !sequence->request.use_prefix_cache) continue;
-    const int full_pages = sequence->num_computed / options_.page_size;
-    for (int i = int(sequence->page_keys.size()); i < full_pages; ++i) {
-      const std::span<const int32_t> tokens(sequence->tokens.data() + i * options_.page_size,
-                                            size_t(options_.page_size));
-      const PrefixCache::Key previous = i == 0 ? prefix_cache_.root(sequence->request.cache_salt)
-                                               : sequence->page_keys[size_t(i) - 1];
-      sequence->page_keys.push_back(prefix_cache_.next(previous, tokens));
-      prefix_cache_.publish(sequence->pages[size_t(i)], sequence->page_keys.back(), tokens);
-    }
+    publish_full_pages(*sequence);
+    if (!sequence->samples) continue;
+    const int row = sequence->first_logit_row + sequence->num_prompt_logits;
+    sequence->tokens.push_back(-1 - row);
+  }
+}
+
+void Scheduler::set_token(Sequence& sequence, int position, int32_t token) {
+  CHECK(sequence.num_known() == position);
+  sequence.tokens[size_t(position)] = token;
+  publish_full_pages(sequence);
+}
+
+// Whose tokens are known. That a step may still be computing them does no harm: whoever finds them
+// uses them in a later one.
+void Scheduler::publish_full_pages(Sequence& sequence) {
+  if (!options_.prefix_caching || !sequence.request.use_prefix_cache) return;
+  const int full_pages = std::min(sequence.num_computed, sequence.num_known()) / options_.page_size;
+  for (int i = int(sequence.page_keys.size()); i < full_pages; ++i) {
+    const std::span<const int32_t> tokens(sequence.tokens.data() + i * options_.page_size,
+                                          size_t(options_.page_size));
+    const PrefixCache::Key previous = i == 0 ? prefix_cache_.root(sequence.request.cache_salt)
+                                             : sequence.page_keys[size_t(i) - 1];
+    sequence.page_keys.push_back(prefix_cache_.next(previous, tokens));
+    prefix_cache_.publish(sequence.pages[size_t(i)], sequence.page_keys.back(), tokens);
   }
 }
 

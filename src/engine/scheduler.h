@@ -26,6 +26,7 @@ struct SchedulerOptions {
   int page_size = 0;
   int64_t num_pages = 0;
   bool prefix_caching = true;
+  const int32_t* chosen = nullptr;  // Batch::chosen
 };
 
 class Scheduler {
@@ -39,8 +40,11 @@ class Scheduler {
   // The sequences with rows in that batch, in row order.
   const std::vector<Sequence*>& scheduled() const { return scheduled_; }
 
-  // After the step: the scheduled rows are computed, full pages become findable.
+  // The step is on its way: later ones find the scheduled rows computed. A sequence that samples
+  // gets one more token, not yet known.
   void commit();
+  // The token at `position` has become known.
+  void set_token(Sequence& sequence, int position, int32_t token);
 
   // Takes a sequence out and releases its pages.
   std::unique_ptr<Sequence> remove(Sequence* sequence);
@@ -65,6 +69,7 @@ class Scheduler {
   void preempt(Sequence& sequence);
   void release_pages(Sequence& sequence);
   void append_to_batch(Sequence& sequence);
+  void publish_full_pages(Sequence& sequence);
   int pages_for(int num_tokens) const {
     return (num_tokens + options_.page_size - 1) / options_.page_size;
   }

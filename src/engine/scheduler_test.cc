@@ -30,7 +30,7 @@ class SchedulerTest : public testing::Test {
     const Batch& batch = scheduler_->next_batch();
     scheduler_->commit();
     for (Sequence* s : scheduler_->scheduled()) {
-      if (s->samples) s->tokens.push_back(7);
+      if (s->samples) scheduler_->set_token(*s, s->num_known(), 7);
     }
     return batch;
   }
@@ -94,6 +94,41 @@ TEST_F(SchedulerTest, AfterAPreemptionOnlyThePromptIsExpanded) {
   const Batch& rest = step();
   EXPECT_EQ(rows(), std::vector<int>{2});
   EXPECT_FALSE(rest.segments[0].expanded);
+}
+
+TEST_F(SchedulerTest, SchedulesTokensThatAreNotKnownYet) {
+  make({.max_num_seqs = 4, .max_num_batched_tokens = 100, .max_logit_rows = 9, .num_pages = 100});
+  Sequence* a = add(2, 100);
+  Sequence* b = add(3, 200, 1);
+  Sequence* c = add(1, 300);
+  c->max_length = 2;
+  EXPECT_EQ(scheduler_->next_batch().logit_rows, (std::vector<int32_t>{1, 2, 3, 4, 5}));
+  scheduler_->commit();
+  // a's choice is the first of them, b's the fourth; c needs no more.
+  EXPECT_EQ(scheduler_->next_batch().tokens, (std::vector<int32_t>{-1, -4}));
+  EXPECT_EQ(scheduler_->scheduled(), (std::vector<Sequence*>{a, b}));
+  scheduler_->commit();
+  EXPECT_EQ(a->num_known(), 2);
+  scheduler_->set_token(*a, 2, 42);
+  scheduler_->set_token(*b, 3, 43);
+  EXPECT_EQ(scheduler_->next_batch().tokens, (std::vector<int32_t>{-1, -2}));
+  EXPECT_EQ(a->tokens, (std::vector<int32_t>{100, 101, 42, -1}));
+}
+
+TEST_F(SchedulerTest, PagesAreFoundOnceTheirTokensAreKnown) {
+  make({.max_num_seqs = 4, .max_num_batched_tokens = 100, .num_pages = 100});
+  Sequence* a = add(3, 0);
+  scheduler_->next_batch();
+  scheduler_->commit();
+  scheduler_->next_batch();
+  scheduler_->commit();  // the page of four tokens is full, but the fourth is not known
+  EXPECT_TRUE(a->page_keys.empty());
+  scheduler_->set_token(*a, 3, 3);
+  EXPECT_EQ(a->page_keys.size(), 1u);
+  scheduler_->set_token(*a, 4, 9);
+  Sequence* b = add(6, 0);
+  EXPECT_EQ(step().rows(), 1 + 2);
+  EXPECT_EQ(b->stream->cached_tokens(), 4);
 }
 
 TEST_F(SchedulerTest, AtMostMaxNumSeqsRun) {

@@ -1,5 +1,8 @@
 #include "model/glm_config.h"
 
+#include <algorithm>
+#include <charconv>
+
 #include "base/error.h"
 
 namespace nibble {
@@ -97,6 +100,15 @@ std::vector<int32_t> eos_token_ids(const JsonFile& file, int vocab) {
   return ids;
 }
 
+// The number with the fewest digits that is this float: 1.8, not 1.79999995.
+double shortest(float value) {
+  char digits[64];
+  const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
+  double number = 0;
+  std::from_chars(digits, end, number);
+  return number;
+}
+
 }  // namespace
 
 GlmConfig GlmConfig::parse(const JsonFile& file) {
@@ -131,6 +143,51 @@ GlmConfig GlmConfig::parse(const JsonFile& file) {
   c.eos_token_ids = nibble::eos_token_ids(file, c.vocab);
   c.quantization = QuantizationConfig::parse(file);
   return c;
+}
+
+nlohmann::ordered_json GlmConfig::to_json() const {
+  const double theta = shortest(rope_theta);
+  std::vector<std::string> layer_types(size_t(num_layers), "sparse");
+  std::fill_n(layer_types.begin(), dense_layers, "dense");
+  return {{"architectures", {"Glm4MoeLiteForCausalLM"}},
+          {"model_type", "glm4_moe_lite"},
+          {"dtype", "bfloat16"},
+          {"vocab_size", vocab},
+          {"hidden_size", hidden},
+          {"intermediate_size", dense_dim},
+          {"moe_intermediate_size", expert_dim},
+          {"num_hidden_layers", num_layers},
+          {"num_attention_heads", heads},
+          {"num_key_value_heads", heads},
+          {"head_dim", rope_dim},
+          {"q_lora_rank", q_rank},
+          {"kv_lora_rank", kv_rank},
+          {"qk_nope_head_dim", nope_dim},
+          {"qk_rope_head_dim", rope_dim},
+          {"v_head_dim", value_dim},
+          {"n_routed_experts", num_experts},
+          {"num_experts_per_tok", top_k},
+          {"n_shared_experts", shared_experts},
+          {"first_k_dense_replace", dense_layers},
+          {"mlp_layer_types", layer_types},
+          {"num_nextn_predict_layers", 0},
+          {"norm_topk_prob", normalize_top_k},
+          {"routed_scaling_factor", shortest(routed_scaling)},
+          {"n_group", 1},
+          {"topk_group", 1},
+          {"topk_method", "noaux_tc"},
+          {"rope_theta", theta},
+          {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", theta}}},
+          {"rope_interleave", true},
+          {"partial_rotary_factor", 1.0},
+          {"rms_norm_eps", shortest(norm_eps)},
+          {"max_position_embeddings", max_positions},
+          {"hidden_act", "silu"},
+          {"attention_bias", false},
+          {"attention_dropout", 0.0},
+          {"tie_word_embeddings", false},
+          {"use_cache", true},
+          {"eos_token_id", eos_token_ids}};
 }
 
 GlmConfig GlmConfig::load(const std::filesystem::path& folder) {

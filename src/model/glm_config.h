@@ -46,6 +46,9 @@ struct GlmConfig {
   static GlmConfig load(const std::filesystem::path& folder);
   static GlmConfig parse(const JsonFile& file);
 
+  // What parse() reads it from, but for the quantization. Without an announced MTP layer.
+  nlohmann::ordered_json to_json() const;
+
   bool is_dense(int layer) const { return layer < dense_layers; }
   MlaShape mla() const {
     return {.heads = heads,

@@ -117,9 +117,9 @@ void write_attention(DummyWriter& writer, const std::string& prefix, const GlmCo
                      GlmLayer& layer) {
   const MlaShape mla = c.mla();
   layer.qkv_a = writer.linear(prefix + "qkv_a_proj", c.q_rank + mla.record_dim(), c.hidden);
-  layer.q_norm = writer.ones(prefix + "q_a_layernorm", c.q_rank);
+  layer.q_norm = writer.ones(prefix + "q_a_layernorm.weight", c.q_rank);
   layer.q_b = writer.linear(prefix + "q_b_proj", c.heads * mla.query_dim(), c.q_rank);
-  layer.kv_norm = writer.ones(prefix + "kv_a_layernorm", c.kv_rank);
+  layer.kv_norm = writer.ones(prefix + "kv_a_layernorm.weight", c.kv_rank);
   layer.kv_b = writer.linear(prefix + "kv_b_proj", c.nope_dim + c.value_dim, c.kv_rank,
                              Use::kLatentUp, c.heads);
   layer.kv_b.key_rows = c.nope_dim;
@@ -141,9 +141,9 @@ GlmWeights dummy_weights(const GlmConfig& c) {
   for (int l = 0; l < c.num_layers; ++l) {
     const std::string prefix = "model.layers." + std::to_string(l) + ".";
     GlmLayer layer;
-    layer.attention_norm = writer.ones(prefix + "input_layernorm", c.hidden);
+    layer.attention_norm = writer.ones(prefix + "input_layernorm.weight", c.hidden);
     write_attention(writer, prefix + "self_attn.", c, layer);
-    layer.feed_forward_norm = writer.ones(prefix + "post_attention_layernorm", c.hidden);
+    layer.feed_forward_norm = writer.ones(prefix + "post_attention_layernorm.weight", c.hidden);
     if (c.is_dense(l)) {
       layer.feed_forward = write_feed_forward(writer, prefix + "mlp.", c.hidden, c.dense_dim);
     } else {
@@ -159,7 +159,7 @@ GlmWeights dummy_weights(const GlmConfig& c) {
     }
     weights.layers.push_back(std::move(layer));
   }
-  weights.final_norm = writer.ones("model.norm", c.hidden);
+  weights.final_norm = writer.ones("model.norm.weight", c.hidden);
   weights.lm_head = writer.normal("lm_head", c.vocab, c.hidden, c.hidden, Use::kHead);
   return weights;
 }

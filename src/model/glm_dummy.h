@@ -13,7 +13,7 @@ namespace nibble {
 // BF16.
 //
 // All parts point into a few buffers, at offsets of their own: about 50 MB hold any model. The same
-// config gives the same weights.
+// config gives the same weights, on every backend and on the disk: all take these bytes.
 GlmWeights dummy_weights(const GlmConfig& config);
 
 }  // namespace nibble

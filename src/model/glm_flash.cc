@@ -58,7 +58,8 @@ uint64_t GlmFlash::record_key(const Batch& batch, std::span<const KvLayer> cache
   };
   const uint64_t arena = reinterpret_cast<uintptr_t>(arena_);
   const uint64_t cache = reinterpret_cast<uintptr_t>(caches[0].data);
-  return mix(mix(mix(1, rows), arena), cache) | 1;
+  const uint64_t chosen = reinterpret_cast<uintptr_t>(batch.chosen);
+  return mix(mix(mix(mix(1, rows), arena), cache), chosen) | 1;
 }
 
 // Embedding, layers and final norm; the rows that need logits go to `last`.

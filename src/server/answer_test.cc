@@ -290,6 +290,20 @@ TEST(Completion, AnswersText) {
   EXPECT_EQ(service.requests[0].sampling.max_tokens, 16);
 }
 
+// A model may have more ids than its tokenizer names.
+TEST(Completion, TakesEveryIdOfTheModel) {
+  TestService service;
+  service.script = {6144, 6153};
+  service.finish = {.reason = FinishReason::kLength};
+  const Json answer =
+      service.post_json(kCompletion, R"({"prompt": [6153], "stop_token_ids": [6153]})");
+  EXPECT_EQ(service.requests.at(0).prompt, std::vector<int32_t>{6153});
+  EXPECT_EQ(answer["choices"][0]["text"], "\uFFFD\uFFFD");
+  const HttpResponse refusal = service.post(kCompletion, R"({"prompt": [6154]})");
+  EXPECT_EQ(refusal.status, 400);
+  EXPECT_NE(refusal.body.find("6153"), std::string::npos) << refusal.body;
+}
+
 TEST(Completion, TakesListsOfPrompts) {
   TestService service;
   service.say("x");

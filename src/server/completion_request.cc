@@ -61,11 +61,10 @@ class PromptReader {
     result.reserve(value.size());
     for (const Json& item : value) {
       if (!item.is_number()) fail();
-      const auto id = as_integer(item, 0, service_.tokenizer.vocab_size() - 1);
+      const auto id = as_integer(item, 0, service_.vocab_size - 1);
       if (!id) {
         fields_.fail("prompt", "`prompt` holds " + item.dump() + ", which is not a token id from " +
-                                   "0 to " + std::to_string(service_.tokenizer.vocab_size() - 1) +
-                                   ".");
+                                   "0 to " + std::to_string(service_.vocab_size - 1) + ".");
       }
       result.push_back(int32_t(*id));
     }

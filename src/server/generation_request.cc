@@ -71,10 +71,10 @@ std::vector<int32_t> read_ids(const Fields& fields, std::string_view name, const
   const Json* list = fields.array(name, kMaxIds);
   if (!list) return ids;
   for (const Json& item : *list) {
-    const auto id = as_integer(item, 0, service.tokenizer.vocab_size() - 1);
+    const auto id = as_integer(item, 0, service.vocab_size - 1);
     if (!id) {
       fields.fail(name, "`" + fields.path(name) + "` must hold token ids from 0 to " +
-                            std::to_string(service.tokenizer.vocab_size() - 1) + ".");
+                            std::to_string(service.vocab_size - 1) + ".");
     }
     ids.push_back(int32_t(*id));
   }
@@ -109,9 +109,9 @@ void read_logit_bias(const Fields& fields, const Service& service, SamplingParam
     int32_t id = -1;
     const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
     if (error != std::errc() || end != key.data() + key.size() || id < 0 ||
-        id >= service.tokenizer.vocab_size()) {
+        id >= service.vocab_size) {
       fields.fail("logit_bias", "`logit_bias` must map token ids from 0 to " +
-                                    std::to_string(service.tokenizer.vocab_size() - 1) +
+                                    std::to_string(service.vocab_size - 1) +
                                     ", written as strings, to numbers.");
     }
     if (!value.is_number()) {
@@ -133,7 +133,7 @@ void read_sampling(const Fields& fields, const Service& service, SamplingParams&
   sampling.top_p = number("top_p", {.min = 0, .max = 1, .above_min = true}, defaults.top_p);
   sampling.min_p = number("min_p", {.min = 0, .max = 1}, defaults.min_p);
   sampling.top_k = int(fields.integer("top_k", -1, kMaxTokens).value_or(defaults.top_k));
-  sampling.top_k = std::clamp(sampling.top_k, 0, service.tokenizer.vocab_size());
+  sampling.top_k = std::clamp(sampling.top_k, 0, service.vocab_size);
   sampling.repetition_penalty =
       number("repetition_penalty", {.min = 0.01, .max = 100}, defaults.repetition_penalty);
   sampling.presence_penalty = number("presence_penalty", {.min = -2, .max = 2}, 0);

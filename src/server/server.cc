@@ -32,6 +32,7 @@ class Server::State {
                 .engine_metrics = engine.metrics(),
                 .http_counts = counts,
                 .tokenizer = tokenizer,
+                .vocab_size = engine.vocab_size(),
                 .chat_template = chat_template,
                 .submit = [&engine](Request request) { return engine.submit(std::move(request)); },
                 .healthy = [&engine] { return engine.healthy(); },

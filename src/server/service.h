@@ -22,6 +22,7 @@ struct Service {
   const EngineMetrics& engine_metrics;
   const HttpCounts& http_counts;  // I/O thread only
   const Tokenizer& tokenizer;
+  int vocab_size = 0;                           // the model's: the tokenizer may know fewer ids
   const ChatTemplate* chat_template = nullptr;  // nullptr: the checkpoint has none
   std::function<std::shared_ptr<TokenStream>(Request)> submit{};
   std::function<bool()> healthy{};

@@ -28,6 +28,7 @@ class TestService {
                 .engine_metrics = metrics,
                 .http_counts = counts,
                 .tokenizer = *tokenizer,
+                .vocab_size = tokenizer->vocab_size() + kUnnamedIds,
                 .chat_template = chat_template.get(),
                 .submit = [this](Request request) { return submit(std::move(request)); },
                 .healthy = [this] { return healthy; },
@@ -70,6 +71,7 @@ class TestService {
     return events;
   }
 
+  static constexpr int kUnnamedIds = 10;  // of the model, beyond the tokenizer
   static constexpr const char* kFolder = NIBBLE_SOURCE_DIR "/models/pocket";
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;

@@ -96,10 +96,10 @@ Answer detokenize(const Service& service, const HttpRequest& request) {
   if (!tokens) fields.fail_type("tokens", "an array of token ids");
   std::vector<int32_t> ids;
   for (const Json& item : *tokens) {
-    const auto id = as_integer(item, 0, service.tokenizer.vocab_size() - 1);
+    const auto id = as_integer(item, 0, service.vocab_size - 1);
     if (!id) {
       fields.fail("tokens", "`tokens` must hold token ids from 0 to " +
-                                std::to_string(service.tokenizer.vocab_size() - 1) + ".");
+                                std::to_string(service.vocab_size - 1) + ".");
     }
     ids.push_back(int32_t(*id));
   }

@@ -120,7 +120,7 @@ int Tokenizer::vocab_size() const {
 }
 
 std::string_view Tokenizer::bytes(int32_t id) const {
-  if (id < 0 || id >= vocab_size()) return {};
+  if (id < 0 || id >= vocab_size()) return "\uFFFD";
   return std::string_view(impl_->bytes).substr(impl_->offset[id], impl_->size[id]);
 }
 

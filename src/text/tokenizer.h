@@ -26,7 +26,8 @@ class Tokenizer {
   std::vector<int32_t> encode_plain(std::string_view text) const;
 
   int vocab_size() const;  // ids are 0 .. vocab_size() - 1
-  // The bytes a token stands for: often not whole characters. Empty for ids outside.
+  // The bytes a token stands for: often not whole characters. U+FFFD for ids outside, which a
+  // model may have beyond the tokenizer's.
   std::string_view bytes(int32_t id) const;
   bool is_added(int32_t id) const;    // one of added_tokens
   bool is_special(int32_t id) const;  // added with special = true: left out of decoded text

@@ -108,10 +108,12 @@ TEST_F(TokenizerTest, KnowsEveryToken) {
   }
   EXPECT_EQ(tokenizer_->longest_token_bytes(), static_cast<int>(longest));
   for (const int32_t id : {-1, 6144, INT32_MAX, INT32_MIN}) {
-    EXPECT_TRUE(tokenizer_->bytes(id).empty());
+    EXPECT_EQ(tokenizer_->bytes(id), "\uFFFD");
     EXPECT_FALSE(tokenizer_->is_added(id));
     EXPECT_FALSE(tokenizer_->is_special(id));
   }
+  EXPECT_EQ(tokenizer_->decode({6144, 200000}, true), "\uFFFD\uFFFD");
+  EXPECT_EQ(Detokenizer(*tokenizer_, true).push(6144), "\uFFFD");
   const int32_t user = tokenizer_->added_token("<|user|>").value();
   EXPECT_EQ(tokenizer_->bytes(user), "<|user|>");
   EXPECT_TRUE(tokenizer_->is_added(user));

@@ -83,7 +83,8 @@ void CpuBackend::embed(const Weight& table, const Batch& batch, Tensor out) {
   workers_.run(out.rows > 1 ? out.rows * out.cols * kElementCost : 0, [&](int thread) {
     const Share share = workers_.share(thread, out.rows);
     for (int64_t t = share.first; t < share.last; ++t) {
-      look_up_row(table, batch.tokens[size_t(t)], out.row<float>(t));
+      const int32_t token = batch.tokens[size_t(t)];
+      look_up_row(table, token >= 0 ? token : batch.chosen[-1 - token], out.row<float>(t));
     }
   });
 }

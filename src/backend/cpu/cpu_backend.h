@@ -55,12 +55,12 @@ class CpuBackend : public Backend {
   std::unordered_map<void*, std::unique_ptr<PageMemory>> allocations_;
   int64_t positions_ = 0;  // of the batch at hand: 1 + the highest
   RopeTable rope_;
-  Linear linear_;
+  CpuLinear linear_;
   MlaStore mla_store_;
   MlaAttention mla_attention_;
-  Router router_;
+  CpuRouter router_;
   Experts experts_;
-  Sampler sampler_;
+  CpuSampler sampler_;
 };
 
 }  // namespace nibble

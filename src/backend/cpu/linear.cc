@@ -10,7 +10,7 @@ constexpr int64_t kWorthMeeting = 16 << 10;
 
 }  // namespace
 
-InputRows Linear::share_inputs(const Kernel& kernel, Tensor x, const PackedWeight& w) {
+InputRows CpuLinear::share_inputs(const Kernel& kernel, Tensor x, const PackedWeight& w) {
   const int64_t bytes = input_row_bytes(kernel.input, x.cols);
   const int64_t sets = std::max<int64_t>(1, int64_t(w.input_factors.size()) / x.cols);
   uint8_t* memory = inputs_.fit(size_t(sets * x.rows * bytes));
@@ -25,7 +25,7 @@ InputRows Linear::share_inputs(const Kernel& kernel, Tensor x, const PackedWeigh
   return {memory, bytes};
 }
 
-void Linear::run(Tensor x, const Weight& weight, Tensor out, bool accumulate) {
+void CpuLinear::run(Tensor x, const Weight& weight, Tensor out, bool accumulate) {
   CHECK(x.cols == weight.cols && out.cols == weight.rows && x.rows == out.rows, "%s",
         weight.name.c_str());
   if (x.rows == 0) return;

@@ -8,9 +8,9 @@
 
 namespace nibble {
 
-class Linear {
+class CpuLinear {
  public:
-  explicit Linear(Workers& workers) : workers_(workers), head_(workers) {}
+  explicit CpuLinear(Workers& workers) : workers_(workers), head_(workers) {}
 
   void run(Tensor x, const Weight& weight, Tensor out, bool accumulate);
 

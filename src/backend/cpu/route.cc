@@ -9,8 +9,8 @@
 namespace nibble {
 
 // Overwrites a chosen expert's score by NaN, which compares greater than nothing.
-void Router::choose(float* scores, const float* bias, const RouterShape& shape, int32_t* experts,
-                    float* weights) const {
+void CpuRouter::choose(float* scores, const float* bias, const RouterShape& shape, int32_t* experts,
+                       float* weights) const {
   float sum = 0;
   for (int k = 0; k < shape.top_k; ++k) {
     int best = -1;
@@ -33,8 +33,8 @@ void Router::choose(float* scores, const float* bias, const RouterShape& shape, 
   }
 }
 
-void Router::run(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape,
-                 Routing out) {
+void CpuRouter::run(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape,
+                    Routing out) {
   CHECK(x.cols == router.cols && router.rows == shape.num_experts &&
             bias.cols == shape.num_experts && shape.top_k <= shape.num_experts,
         "%s", router.name.c_str());

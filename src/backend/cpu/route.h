@@ -6,9 +6,9 @@
 
 namespace nibble {
 
-class Router {
+class CpuRouter {
  public:
-  explicit Router(Workers& workers) : workers_(workers) {}
+  explicit CpuRouter(Workers& workers) : workers_(workers) {}
 
   void run(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape,
            Routing out);

@@ -129,7 +129,7 @@ void undo_edits(const SampleBatch& batch, const SampleRow& row, float* logits,
 
 }  // namespace
 
-void Sampler::collect(const float* logits, int64_t vocab, float least, Thread& memory) {
+void CpuSampler::collect(const float* logits, int64_t vocab, float least, Thread& memory) {
   int32_t* ids = memory.ids.fit(size_t(vocab) + 1);
   const int64_t count = HWY_DYNAMIC_DISPATCH(find_at_least)(logits, vocab, least, ids);
   memory.candidates.resize(size_t(count));
@@ -137,7 +137,7 @@ void Sampler::collect(const float* logits, int64_t vocab, float least, Thread& m
 }
 
 // A logit that at least `count` tokens reach, or -infinity.
-float Sampler::bound_of_best(const float* logits, int64_t vocab, int64_t count, Thread& memory) {
+float CpuSampler::bound_of_best(const float* logits, int64_t vocab, int64_t count, Thread& memory) {
   std::vector<float>& tops = memory.block_tops;
   tops.resize(size_t((vocab + kBlockSize - 1) / kBlockSize));
   if (count > int64_t(tops.size())) return -kInfinity;
@@ -147,14 +147,14 @@ float Sampler::bound_of_best(const float* logits, int64_t vocab, int64_t count, 
 }
 
 // Keeps the best `count` candidates, in no order.
-void Sampler::keep_best(int64_t count, Thread& memory) {
+void CpuSampler::keep_best(int64_t count, Thread& memory) {
   std::vector<Candidate>& c = memory.candidates;
   if (count >= int64_t(c.size())) return;
   std::nth_element(c.begin(), c.begin() + count, c.end());
   c.resize(size_t(count));
 }
 
-void Sampler::weigh(const SampleRow& row, float best, Thread& memory) {
+void CpuSampler::weigh(const SampleRow& row, float best, Thread& memory) {
   for (Candidate& c : memory.candidates) {
     c.weight = double(std::exp((c.logit - best) / row.temperature));
   }
@@ -163,8 +163,8 @@ void Sampler::weigh(const SampleRow& row, float best, Thread& memory) {
 // Of the first `count` candidates, brought into order as far as needed: the one at which the
 // running sum of weights reaches `mass`, or, `strictly`, exceeds it; `count` if none does. `sum`
 // gets the running sum there.
-size_t Sampler::first_beyond(double mass, bool strictly, size_t count, Thread& memory,
-                             double* sum) {
+size_t CpuSampler::first_beyond(double mass, bool strictly, size_t count, Thread& memory,
+                                double* sum) {
   const auto beyond = [&](double value) { return strictly ? value > mass : value >= mass; };
   const auto c = memory.candidates.begin();
   size_t first = 0, last = count;
@@ -192,7 +192,7 @@ size_t Sampler::first_beyond(double mass, bool strictly, size_t count, Thread& m
 // Chooses among the weighed candidates, of which the best come before all other tokens; `total` is
 // the weight of all tokens that may be chosen. Returns -1 when the choice may lie beyond the
 // candidates, unless they are `complete`.
-int32_t Sampler::draw_of(const SampleRow& row, double total, bool complete, Thread& memory) {
+int32_t CpuSampler::draw_of(const SampleRow& row, double total, bool complete, Thread& memory) {
   std::vector<Candidate>& c = memory.candidates;
   if (c.empty()) return -1;
   size_t kept = c.size();
@@ -208,8 +208,8 @@ int32_t Sampler::draw_of(const SampleRow& row, double total, bool complete, Thre
   return std::max_element(c.begin(), c.begin() + ptrdiff_t(kept))->id;  // the least likely
 }
 
-int32_t Sampler::draw_by_mass(const SampleRow& row, const float* logits, int64_t vocab, float best,
-                              Thread& memory) {
+int32_t CpuSampler::draw_by_mass(const SampleRow& row, const float* logits, int64_t vocab,
+                                 float best, Thread& memory) {
   const double total = HWY_DYNAMIC_DISPATCH(sum_exp)(
       logits, vocab, best, std::min(1 / row.temperature, std::numeric_limits<float>::max()));
   for (const float depth : {10.0f, 20.0f, kInfinity}) {
@@ -221,7 +221,7 @@ int32_t Sampler::draw_by_mass(const SampleRow& row, const float* logits, int64_t
   return 0;  // logits that are not numbers
 }
 
-int32_t Sampler::draw(const SampleRow& row, const float* logits, int64_t vocab, Thread& memory) {
+int32_t CpuSampler::draw(const SampleRow& row, const float* logits, int64_t vocab, Thread& memory) {
   if (row.temperature == 0) return best_token(logits, vocab);
   const float best = HWY_DYNAMIC_DISPATCH(largest)(logits, vocab);
   const bool few = row.top_k > 0 && row.top_k < vocab;
@@ -239,8 +239,8 @@ int32_t Sampler::draw(const SampleRow& row, const float* logits, int64_t vocab, 
   return std::max(0, draw_of(row, total, true, memory));
 }
 
-void Sampler::sample_row(float* logits, int64_t vocab, const SampleBatch& batch,
-                         const SampleRow& row, Thread& memory, Result out) {
+void CpuSampler::sample_row(float* logits, int64_t vocab, const SampleBatch& batch,
+                            const SampleRow& row, Thread& memory, Result out) {
   int32_t token = row.target;
   if (token < 0) {
     apply_edits(batch, row, logits, memory.saved);
@@ -263,7 +263,7 @@ void Sampler::sample_row(float* logits, int64_t vocab, const SampleBatch& batch,
   }
 }
 
-void Sampler::run(Tensor logits, const SampleBatch& batch, SampleResult out) {
+void CpuSampler::run(Tensor logits, const SampleBatch& batch, SampleResult out) {
   const int64_t rows = int64_t(batch.rows.size());
   CHECK(logits.rows >= rows, "%ld rows of logits", long(logits.rows));
   workers_.run(rows > 1 ? rows * logits.cols : 0, [&](int thread) {

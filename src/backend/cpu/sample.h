@@ -9,9 +9,9 @@
 
 namespace nibble {
 
-class Sampler {
+class CpuSampler {
  public:
-  explicit Sampler(Workers& workers) : workers_(workers), threads_(size_t(workers.size())) {}
+  explicit CpuSampler(Workers& workers) : workers_(workers), threads_(size_t(workers.size())) {}
 
   // Edits rows of logits while it works and restores them.
   void run(Tensor logits, const SampleBatch& batch, SampleResult out);

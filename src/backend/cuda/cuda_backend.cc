@@ -102,9 +102,19 @@ void CudaBackend::read(const void* memory, void* host, size_t bytes) {
   if (buffered) std::memcpy(host, to, bytes);
 }
 
+void CudaBackend::start_read(const void* memory, void* host, size_t bytes) {
+  readback_.start(memory, host, bytes, context().stream);
+}
+
+void CudaBackend::finish_read(void* host) {
+  device_.make_current();
+  readback_.finish(host);
+}
+
 Weight CudaBackend::upload(const Weight& host) {
   device_.make_current();
-  const cuda::Uploads to{.device = device_, .stream = stream_, .arena = weights_};
+  if (!feed_) feed_.emplace();
+  const cuda::Uploads to{.device = device_, .stream = stream_, .arena = weights_, .feed = *feed_};
   Weight uploaded = host;
   switch (host.use) {
     case Use::kLinear:
@@ -134,6 +144,10 @@ Weight CudaBackend::upload(const Weight& host) {
 }
 
 void CudaBackend::begin_step(const Batch& batch) {
+  if (feed_) {
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    feed_.reset();
+  }
   step_.fill(batch, context().stream);
 }
 

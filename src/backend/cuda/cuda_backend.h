@@ -9,8 +9,10 @@
 #include <unordered_map>
 
 #include "backend/backend.h"
+#include "backend/cuda/feed.h"
 #include "backend/cuda/launch.h"
 #include "backend/cuda/mla.h"
+#include "backend/cuda/readback.h"
 #include "backend/cuda/replay.h"
 #include "backend/cuda/rows.h"
 #include "backend/cuda/sample.h"
@@ -40,6 +42,9 @@ class CudaBackend : public Backend {
   void free(void* memory) override;
   void write(void* memory, const void* host, size_t bytes) override;
   void read(const void* memory, void* host, size_t bytes) override;
+  void start_read(const void* memory, void* host, size_t bytes) override;
+  void finish_read(void* host) override;
+  bool runs_behind() const override { return true; }
   Weight upload(const Weight& host) override;
 
   void begin_step(const Batch& batch) override;
@@ -70,6 +75,7 @@ class CudaBackend : public Backend {
   const cuda::Device device_;
   cudaStream_t stream_ = nullptr;
   cuda::Arena weights_;
+  std::optional<cuda::Feed> feed_;  // from the first upload to the next step
   cuda::Workspace workspace_;
   cuda::StepArrays step_;
   cuda::Replay replay_;
@@ -80,6 +86,7 @@ class CudaBackend : public Backend {
   int recorded_generation_ = 0;
   cuda::Sampler sampler_;
   cuda::PinnedMemory read_buffer_;
+  cuda::Readback readback_;
   std::unordered_map<void*, cuda::DeviceMemory> allocations_;
 };
 

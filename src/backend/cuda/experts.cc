@@ -34,7 +34,8 @@ void experts_of_rows(const Context& context, Tensor x, const Routing& routing,
   auto* memory = static_cast<char*>(context.workspace.fit(inner_bytes + inputs_bytes(x)));
   const Activations inner{memory, inner_cols, int(pairs), inner_cols};
   const Activations inputs = inputs_of(context, x, memory + inner_bytes);
-  experts_stream(context, inputs, routing, gates, downs, num_experts, inner, results);
+  const auto stream = x.rows == 1 ? experts_row : experts_stream;
+  stream(context, inputs, routing, gates, downs, num_experts, inner, results);
 }
 
 }  // namespace

@@ -15,13 +15,6 @@ namespace nibble::cuda {
 inline constexpr int kChunkInputs = 64;
 inline constexpr int kBlockInputs = 16;  // consecutive columns of a lane in a chunk
 
-// Through L1, for what other warps of the multiprocessor read too.
-__device__ __forceinline__ void copy_async_16_cached(void* shared, const void* global, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-               "l"(global), "r"(valid ? 16 : 0)
-               : "memory");
-}
-
 __device__ __forceinline__ void copy_async_4(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global)
                : "memory");
@@ -69,9 +62,9 @@ struct Nvfp4Unit {
     constexpr uint32_t kMagnitude = 0x01c001c0u, kSign = 0x80008000u;
     const uint32_t low = r.scales[chunk][0], high = r.scales[chunk][1];
     a[0] = multiply_pairs(q & (kMagnitude | kSign), low);
-    a[1] = multiply_pairs(((q << 3) & kMagnitude) | ((q << 1) & kSign), high);
-    a[2] = multiply_pairs(((q << 6) & kMagnitude) | ((q << 2) & kSign), low);
-    a[3] = multiply_pairs(((q >> 3) & kMagnitude) | ((q << 3) & kSign), high);
+    a[1] = multiply_pairs((q << 3) & (kMagnitude | kSign), high);
+    a[2] = multiply_pairs(((q << 6) & kMagnitude) | ((q << 1) & kSign), low);
+    a[3] = multiply_pairs(((q >> 3) & kMagnitude) | ((q << 2) & kSign), high);
   }
 
  private:
@@ -140,20 +133,31 @@ __device__ __forceinline__ void load_inputs(const Activations& x, int64_t row, i
   }
 }
 
-// sum += the products of one chunk with a lane's inputs of 8 rows.
-template <typename Unit>
-__device__ __forceinline__ void multiply_chunk(float (&sum)[4], const typename Unit::Registers& r,
-                                               int chunk, const uint32_t (&b)[8]) {
+// sum += the products of one chunk with a lane's inputs of 8 rows, and of 8 more.
+template <typename Unit, int kGroups>
+__device__ __forceinline__ void multiply_chunk(float (&sum)[kGroups][4],
+                                               const typename Unit::Registers& r, int chunk,
+                                               const uint32_t (&b)[kGroups][8]) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const uint32_t pair[2] = {b[2 * j], b[2 * j + 1]};
 #pragma unroll
     for (int p = 0; p < Unit::kProducts; ++p) {
       uint32_t a[4];
       Unit::fragment(r, chunk, j, p, a);
-      multiply_bf16(sum, a, pair);
+#pragma unroll
+      for (int n = 0; n < kGroups; ++n) {
+        const uint32_t pair[2] = {b[n][2 * j], b[n][2 * j + 1]};
+        multiply_bf16(sum[n], a, pair);
+      }
     }
   }
+}
+
+template <typename Unit>
+__device__ __forceinline__ void multiply_chunk(float (&sum)[4], const typename Unit::Registers& r,
+                                               int chunk, const uint32_t (&b)[8]) {
+  multiply_chunk<Unit>(reinterpret_cast<float(&)[1][4]>(sum), r, chunk,
+                       reinterpret_cast<const uint32_t(&)[1][8]>(b));
 }
 
 // The matrix' row at `place` (0-15) of a tile, -1 for padding.

@@ -153,7 +153,7 @@ bool has_codes(const Weight& w) {
 
 std::shared_ptr<const void> upload_head(const Uploads& to, const Weight& host, bool on_host) {
   Arena temporary;
-  const Uploads rows_to{to.device, to.stream, on_host ? temporary : to.arena};
+  const Uploads rows_to{to.device, to.stream, on_host ? temporary : to.arena, to.feed};
   auto head = std::make_shared<Head>();
   head->rows = *std::static_pointer_cast<const PackedMatrices>(
       pack_matrices(rows_to, host, /*halves=*/false));

@@ -16,9 +16,8 @@ constexpr int64_t kMaxStoredAlong = 64;
 template <typename T>
 T* copy_to_card(const Uploads& to, const std::vector<T>& values) {
   T* const data = static_cast<T*>(to.arena.allocate(values.size() * sizeof(T)));
-  CUDA_CHECK(cudaMemcpyAsync(data, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice,
-                             to.stream));
-  CUDA_CHECK(cudaStreamSynchronize(to.stream));
+  const Piece piece{.from = values.data(), .bytes = values.size() * sizeof(T)};
+  to.feed.send(data, {&piece, 1}, to.stream);
   return data;
 }
 

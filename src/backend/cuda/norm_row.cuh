@@ -27,23 +27,26 @@ __device__ __forceinline__ Columns<float> gains_of_thread(const NormRows<X>& nor
 }
 
 // Gives each thread that has some, 8 columns from 8 threadIdx.x on, the norm's output in v,
-// rounded; leaves v to the others. Stores nothing; afterwards x and delta have been read by all
-// threads. sums: kWarp floats a step in shared memory.
+// rounded; leaves v to the others. Stores nothing in x; afterwards x and delta have been read by
+// all threads. In shared memory: sums, kWarp floats a step; added, the row's x + delta where there
+// is a delta.
 template <typename X>
 __device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<float>& gains,
-                                         int64_t row, float* sums, float (&v)[kLaneColumns]) {
+                                         int64_t row, float* sums, float* added,
+                                         float (&v)[kLaneColumns]) {
   const int column = int(threadIdx.x) * kLaneColumns, steps = int(norm.x.cols) / kStepColumns;
   const bool has_columns = column < norm.x.cols;
   if (has_columns) {
     Columns<X> values;
-    Columns<bf16> added{};
+    Columns<bf16> delta{};
     values.load(norm.x.row(row) + column);
-    if (norm.delta.data != nullptr) added.load(norm.delta.row(row) + column);
+    if (norm.delta.data != nullptr) delta.load(norm.delta.row(row) + column);
     unpack(values, v);
     if (norm.delta.data != nullptr) {
       float d[kLaneColumns];
-      unpack(added, d);
+      unpack(delta, d);
       add_columns(d, v);
+      store_columns(v, column, norm.x.cols, added);
     }
     sums[threadIdx.x] = squares(v);
   }
@@ -60,16 +63,18 @@ __device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<
   for (int i = 0; i < kLaneColumns; ++i) v[i] = to_float(from_float<bf16>(v[i]));
 }
 
-// x += delta of a row. Only once no other block reads x any more.
-__device__ __forceinline__ void add_delta(const NormRows<float>& norm, int64_t row) {
+// x += delta of a row, from what its threads left in `added`. Only once no other block reads x any
+// more.
+__device__ __forceinline__ void store_added(const NormRows<float>& norm, int64_t row,
+                                            const float* added) {
   const int column = int(threadIdx.x) * kLaneColumns;
   if (norm.delta.data == nullptr || column >= norm.x.cols) return;
-  float v[kLaneColumns], d[kLaneColumns];
-  load_columns(norm.x.row(row), column, norm.x.cols, v);
-  load_columns(norm.delta.row(row), column, norm.x.cols, d);
-  add_columns(d, v);
+  Columns<float> values;
+  values.load(added + column);
+  float v[kLaneColumns];
+  unpack(values, v);
   store_columns(v, column, norm.x.cols, norm.x.row(row));
 }
-__device__ __forceinline__ void add_delta(const NormRows<bf16>&, int64_t) {}
+__device__ __forceinline__ void store_added(const NormRows<bf16>&, int64_t, const float*) {}
 
 }  // namespace nibble::cuda

@@ -1,5 +1,6 @@
 // Packs matrices for the tensor cores (packed.h): a thread makes 16 bytes of codes or values.
 #include <algorithm>
+#include <deque>
 #include <vector>
 
 #include "backend/cuda/device.h"
@@ -11,7 +12,6 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr size_t kChunkBytes = size_t(32) << 20;
 constexpr int kMaxSources = 16;
 
 // Rows of a matrix as the checkpoint has them, on the card.
@@ -112,8 +112,8 @@ __global__ void pack_nvfp4_kernel(PackTask task, const __grid_constant__ Sources
     words[j] = 0;
     for (int odd = 0; odd < 2; ++odd) {
       const int k = 4 * j + odd;
-      words[j] |= (code_bits(low.codes, k, 6, 15) | code_bits(high.codes, k, 3, 14) |
-                   code_bits(low.codes, k + 2, 0, 13) | code_bits(high.codes, k + 2, 9, 12))
+      words[j] |= (code_bits(low.codes, k, 6, 15) | code_bits(high.codes, k, 3, 12) |
+                   code_bits(low.codes, k + 2, 0, 14) | code_bits(high.codes, k + 2, 9, 13))
                   << (16 * odd);
     }
   }
@@ -198,96 +198,129 @@ PackedMatrices layout_of(const Weight& host, bool halves) {
   return w;
 }
 
-// Copies the rows [first, end) of the stack, numbered within their matrix, behind what `raw` holds:
-// as stored, or decoded where they are packed as F32.
-class Copier {
+// Brings rows of a weight to the card, as stored or decoded where they are packed as F32, and packs
+// them there: as many at a time as there is room for.
+class Packer {
  public:
-  Copier(const Uploads& to, const Weight& host, Format packed, uint8_t* raw)
-      : to_(to), host_(host), packed_(packed), raw_(raw) {}
+  Packer(const Uploads& to, const Weight& host, const PackedMatrices& packed)
+      : to_(to), host_(host), packed_(packed) {
+    const int64_t cols = host.cols;
+    row_bytes_ = packed.format == Format::kNvfp4  ? cols / 2 + cols / nvfp4::kBlock
+                 : packed.format == Format::kBF16 ? 2 * cols
+                                                  : 4 * cols;
+    room_ = std::max(int64_t(Feed::kRawBytes), task_bytes(1));
+    raw_ = to.feed.raw(size_t(room_));
+  }
 
-  void add(int64_t first, int64_t end, int64_t matrix_row) {
-    if (packed_ == Format::kF32) return add_decoded(first, end, matrix_row);
+  int tiles_at_once() const {
+    return int(std::clamp<int64_t>((room_ - kSlack) / (kTileRows * row_bytes_), 1, packed_.tiles));
+  }
+
+  // Tiles of matrix `matrix` of the stack, at most tiles_at_once().
+  void add(const PackTask& task, int64_t matrix) {
+    if (used_ + task_bytes(task.end_tile - task.first_tile) > room_) flush();
+    packings_.push_back({.task = task});
+    const int64_t base = matrix * packed_.rows;
+    if (packed_.halves) {
+      const int64_t half = packed_.rows / 2, end = std::min<int64_t>(half, task.end_tile * 8);
+      const int64_t first = std::min<int64_t>(end, task.first_tile * 8);
+      add_rows(base + first, base + end, first);
+      add_rows(base + half + first, base + half + end, half + first);
+    } else {
+      const int64_t first = task.first_tile * 16;
+      const int64_t end = std::min<int64_t>(packed_.rows, task.end_tile * 16);
+      add_rows(base + first, base + end, first);
+    }
+  }
+
+  void flush() {
+    to_.feed.send(raw_, pieces_, to_.stream);
+    for (const Packing& packing : packings_) launch(packing);
+    pieces_.clear();
+    packings_.clear();
+    decoded_.clear();
+    used_ = 0;
+  }
+
+ private:
+  struct Packing {
+    PackTask task{};
+    Sources sources{};
+  };
+  static constexpr int64_t kSlack = 2 * kMaxSources * 256;  // every source starts aligned
+
+  int64_t task_bytes(int64_t tiles) const { return tiles * kTileRows * row_bytes_ + kSlack; }
+
+  // The rows [first, end) of the stack, numbered from `matrix_row` in their matrix.
+  void add_rows(int64_t first, int64_t end, int64_t matrix_row) {
+    if (packed_.format == Format::kF32) return add_decoded(first, end, matrix_row);
     for (const WeightPart& part : slice_rows(host_, first, end - first)) {
       Source& s = add_source(part.format, matrix_row, part.rows);
       s.global_scale = part.global_scale;
       const int64_t values = part.rows * host_.cols;
       if (part.format == Format::kNvfp4) {
-        s.values = copy(part.values, values / 2);
-        s.block_scales = copy(part.block_scales, values / nvfp4::kBlock);
+        s.values = add_piece(part.values, values / 2);
+        s.block_scales = add_piece(part.block_scales, values / nvfp4::kBlock);
       } else {
-        s.values = copy(part.values, part.format == Format::kFp8 ? values : 2 * values);
+        s.values = add_piece(part.values, part.format == Format::kFp8 ? values : 2 * values);
       }
       matrix_row += part.rows;
     }
   }
 
-  const Sources& sources() const { return sources_; }
-
- private:
   void add_decoded(int64_t first, int64_t end, int64_t matrix_row) {
-    std::vector<float> rows(size_t((end - first) * host_.cols));
+    std::vector<float>& rows = decoded_.emplace_back(size_t((end - first) * host_.cols));
     for (int64_t r = first; r < end; ++r) {
       decode_row(host_, r, rows.data() + (r - first) * host_.cols);
     }
     Source& s = add_source(Format::kF32, matrix_row, end - first);
-    s.values =
-        copy(reinterpret_cast<const uint8_t*>(rows.data()), int64_t(rows.size() * sizeof(float)));
+    s.values = add_piece(rows.data(), int64_t(rows.size() * sizeof(float)));
   }
 
   Source& add_source(Format format, int64_t matrix_row, int64_t rows) {
-    CHECK(sources_.count < kMaxSources, "%s: too many parts in a matrix", host_.name.c_str());
-    Source& s = sources_.source[sources_.count++];
+    Sources& sources = packings_.back().sources;
+    CHECK(sources.count < kMaxSources, "%s: too many parts in a matrix", host_.name.c_str());
+    Source& s = sources.source[sources.count++];
     s.format = format;
     s.first_row = int(matrix_row);
     s.rows = int(rows);
     return s;
   }
 
-  // From memory that is not pinned: when this returns, `from` may go.
-  const uint8_t* copy(const uint8_t* from, int64_t bytes) {
-    uint8_t* place = raw_ + used_;
-    CUDA_CHECK(cudaMemcpyAsync(place, from, size_t(bytes), cudaMemcpyHostToDevice, to_.stream));
+  // Where the bytes will lie on the card.
+  const uint8_t* add_piece(const void* from, int64_t bytes) {
+    pieces_.push_back({.from = from, .bytes = size_t(bytes), .at = size_t(used_)});
     used_ += (bytes + 255) / 256 * 256;
-    return place;
+    return raw_ + pieces_.back().at;
+  }
+
+  template <typename Kernel>
+  void launch(const Packing& packing, Kernel kernel, int64_t threads) const {
+    const unsigned blocks = unsigned((threads + kThreads - 1) / kThreads);
+    kernel<<<blocks, kThreads, 0, to_.stream>>>(packing.task, packing.sources);
+    CUDA_CHECK(cudaGetLastError());
+  }
+
+  void launch(const Packing& packing) const {
+    const int64_t tiles = packing.task.end_tile - packing.task.first_tile;
+    if (packed_.format == Format::kNvfp4) {
+      launch(packing, pack_nvfp4_kernel, tiles * packed_.units * 64);
+    } else {
+      launch(packing, pack_values_kernel, tiles * packed_.units * 128);
+    }
+    launch(packing, pack_factors_kernel, tiles * kTileRows);
   }
 
   const Uploads& to_;
   const Weight& host_;
-  const Format packed_;
-  uint8_t* raw_;
+  const PackedMatrices& packed_;
+  int64_t row_bytes_ = 0, room_ = 0;
+  uint8_t* raw_ = nullptr;
   int64_t used_ = 0;
-  Sources sources_;
+  std::vector<Piece> pieces_;
+  std::vector<Packing> packings_;
+  std::deque<std::vector<float>> decoded_;
 };
-
-template <typename Kernel>
-void launch_pack(const Uploads& to, Kernel kernel, int64_t threads, const PackTask& task,
-                 const Sources& sources) {
-  kernel<<<unsigned((threads + kThreads - 1) / kThreads), kThreads, 0, to.stream>>>(task, sources);
-  CUDA_CHECK(cudaGetLastError());
-}
-
-void pack_tiles(const Uploads& to, const Weight& host, const PackTask& task, int64_t matrix,
-                uint8_t* raw) {
-  const PackedMatrices& w = task.to;
-  const int64_t base = matrix * w.rows;
-  Copier copier(to, host, w.format, raw);
-  if (w.halves) {
-    const int64_t half = w.rows / 2, end = std::min<int64_t>(half, task.end_tile * 8);
-    const int64_t first = std::min<int64_t>(end, task.first_tile * 8);
-    copier.add(base + first, base + end, first);
-    copier.add(base + half + first, base + half + end, half + first);
-  } else {
-    const int64_t first = task.first_tile * 16, end = std::min<int64_t>(w.rows, task.end_tile * 16);
-    copier.add(base + first, base + end, first);
-  }
-  const int64_t tiles = task.end_tile - task.first_tile;
-  if (w.format == Format::kNvfp4) {
-    launch_pack(to, pack_nvfp4_kernel, tiles * w.units * 64, task, copier.sources());
-  } else {
-    launch_pack(to, pack_values_kernel, tiles * w.units * 128, task, copier.sources());
-  }
-  launch_pack(to, pack_factors_kernel, tiles * kTileRows, task, copier.sources());
-}
 
 }  // namespace
 
@@ -303,21 +336,19 @@ std::shared_ptr<const void> pack_matrices(const Uploads& to, const Weight& host,
   w.data = data;
   w.factors = scales;
 
-  const int64_t row_bytes = host.cols * int64_t(sizeof(float));  // of any format at most
-  const int tiles_at_once =
-      int(std::clamp<int64_t>(int64_t(kChunkBytes) / (row_bytes * kTileRows), 1, w.tiles));
-  const DeviceMemory raw(size_t(tiles_at_once * kTileRows * row_bytes) + 2 * kMaxSources * 256);
+  Packer packer(to, host, w);
+  const int tiles_at_once = packer.tiles_at_once();
   for (int64_t m = 0; m < host.count; ++m) {
     for (int first = 0; first < w.tiles; first += tiles_at_once) {
-      const PackTask task{.to = w,
-                          .data = data + size_t(m) * matrix_bytes,
-                          .factors = scales + size_t(m) * factors,
-                          .first_tile = first,
-                          .end_tile = std::min(w.tiles, first + tiles_at_once)};
-      pack_tiles(to, host, task, m, raw.as<uint8_t>());
+      packer.add({.to = w,
+                  .data = data + size_t(m) * matrix_bytes,
+                  .factors = scales + size_t(m) * factors,
+                  .first_tile = first,
+                  .end_tile = std::min(w.tiles, first + tiles_at_once)},
+                 m);
     }
   }
-  CUDA_CHECK(cudaStreamSynchronize(to.stream));
+  packer.flush();
   return packed;
 }
 

@@ -14,9 +14,9 @@
 // the chunk takes columns 16 t + 4 j .. + 3 as its slots 2t, 2t + 1, 2t + 8, 2t + 9.
 //
 // Codes: 16-bit halves, low half the even column: magnitudes of a0, a1, a2, a3 (ptx.cuh) at bits 6,
-// 3, 0, 9, their signs at bits 15, 14, 13, 12. Scales: bytes (row g, row g + 8) of chunk 0, then of
-// chunk 1, in E5M3 without sign, exponent bias 9: every positive E4M3 value is one. A block whose
-// scale is 0 has codes 0.
+// 3, 0, 9, their signs at bits 15, 12, 14, 13: a0 and a1 come with one shift each. Scales: bytes
+// (row g, row g + 8) of chunk 0, then of chunk 1, in E5M3 without sign, exponent bias 9: every
+// positive E4M3 value is one. A block whose scale is 0 has codes 0.
 //
 // Order of the sum over K, the same in every kernel: a slice of units_per_slice units from zero,
 // unit by unit and product by product; then the slices' sums, rising; then the row's factor. So a

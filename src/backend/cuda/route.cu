@@ -34,13 +34,14 @@ __device__ __forceinline__ float sigmoid(float x) {
 // A block multiplies one row by kFewExperts experts, a warp a step of columns each. With a norm, x
 // is its output: blocks compute it for themselves, the first stores it, and the last one stores x +
 // delta, which by then nobody reads any more.
-template <typename W, bool kWithNorm>
+template <typename W, bool kWithNorm, int kEach>
 __global__ void __launch_bounds__(kFewWarps* kWarp)
     few_rows_kernel(NormRows<float> norm, Matrix<bf16> x, const W* router, Choosing choosing,
                     float* all_scores, unsigned* arrived, Matrix<int32_t> experts,
                     Matrix<float> weights) {
   __shared__ float squares_of[kFewWarps * kWarp];
   __shared__ float partials[kFewExperts][kFewWarps][kWarp];
+  __shared__ __align__(16) float added[kWithNorm ? kFewColumns : kLaneColumns];
   let_successor_begin();
   const int64_t t = blockIdx.y;
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
@@ -55,9 +56,9 @@ __global__ void __launch_bounds__(kFewWarps* kWarp)
   Columns<float> gains{};
   if constexpr (kWithNorm) gains = gains_of_thread(norm);
   wait_for_predecessor();
-  const LaneBias bias(choosing);  // long before it is used
+  const LaneBias<kEach> bias(choosing);  // long before it is used
   if constexpr (kWithNorm) {
-    norm_row(norm, gains, t, squares_of, v);
+    norm_row(norm, gains, t, squares_of, added, v);
     if (blockIdx.x == 0 && column < cols) store_columns(v, column, cols, x.row(t));
   } else if (column < cols) {
     load_columns(x.row(t), column, cols, v);
@@ -77,12 +78,11 @@ __global__ void __launch_bounds__(kFewWarps* kWarp)
   __syncthreads();
   const bool arrives = threadIdx.x == 0;
   if (!__syncthreads_or(arrives && atomicAdd(arrived + t, 1u) == gridDim.x - 1)) return;
-  if (warp == 0) {
-    __threadfence();
-    if (lane == 0) arrived[t] = 0;
-    choose(choosing, bias, int(t), experts.row(t), weights.row(t));
-  }
-  if constexpr (kWithNorm) add_delta(norm, t);
+  if constexpr (kWithNorm) store_added(norm, t, added);
+  if (warp > 0) return;
+  __threadfence();
+  if (lane == 0) arrived[t] = 0;
+  choose(choosing, bias, int(t), experts.row(t), weights.row(t));
 }
 
 // A warp takes two rows, which stay in registers; a block's warps share some experts at a time.
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kManyWarps* kWarp, 1)
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   choosing.scores = scores[0];
   choosing.stride = kMaxExperts;
-  const LaneBias bias(choosing);
+  const LaneBias<kMaxExperts / kWarp> bias(choosing);
   wait_for_predecessor();
   let_successor_begin();
   const int64_t row = (int64_t(blockIdx.x) * kManyWarps + warp) * kRowsAWarp;
@@ -157,9 +157,9 @@ std::shared_ptr<const void> upload_router(const Uploads& to, const Weight& host)
     router.rows = rows;
     router.dtype = DType::kBF16;
     for (const WeightPart& part : host.parts) {
-      const size_t bytes = size_t(part.rows * host.cols) * 2;
-      CUDA_CHECK(cudaMemcpyAsync(rows, part.values, bytes, cudaMemcpyHostToDevice, to.stream));
-      rows += bytes;
+      const Piece piece{.from = part.values, .bytes = size_t(part.rows * host.cols) * 2};
+      to.feed.send(rows, {&piece, 1}, to.stream);
+      rows += piece.bytes;
     }
   } else {
     router.rows = std::static_pointer_cast<const DeviceRows>(upload_rows(to, host))->data;
@@ -168,7 +168,6 @@ std::shared_ptr<const void> upload_router(const Uploads& to, const Weight& host)
       static_cast<float*>(to.arena.allocate(size_t(kFewRows * host.rows) * sizeof(float)));
   router.arrived = static_cast<unsigned*>(to.arena.allocate(kFewRows * sizeof(unsigned)));
   CUDA_CHECK(cudaMemsetAsync(router.arrived, 0, kFewRows * sizeof(unsigned), to.stream));
-  CUDA_CHECK(cudaStreamSynchronize(to.stream));
   return std::make_shared<Router>(router);
 }
 
@@ -177,7 +176,8 @@ namespace {
 void check(Tensor x, const Weight& router, const Weight& bias, const RouterShape& shape) {
   CHECK(x.cols == router.cols && router.rows == shape.num_experts &&
             bias.cols == shape.num_experts && shape.top_k <= shape.num_experts &&
-            shape.num_experts <= kMaxExperts && x.cols <= kFewColumns && x.dtype == DType::kBF16,
+            shape.num_experts <= kMaxExperts && shape.top_k <= kWarp && x.cols <= kFewColumns &&
+            x.dtype == DType::kBF16,
         "%s", router.name.c_str());
 }
 
@@ -187,10 +187,13 @@ void route_few(const Context& context, const NormRows<float>& norm, Tensor x, co
   const Router& on_card = resident_as<Router>(router);
   const Grid grid{.blocks = {blocks_for(choosing.shape.num_experts, kFewExperts), unsigned(x.rows)},
                   .threads = kFewWarps * kWarp};
+  constexpr int kFewEach = 2, kMostEach = kMaxExperts / kWarp;
+  const bool few = choosing.shape.num_experts <= kFewEach * kWarp;
   with_activation(on_card.dtype, [&]<typename W>(W) {
-    launch(context, grid, few_rows_kernel<W, kWithNorm>, norm, Matrix<bf16>(x),
-           static_cast<const W*>(on_card.rows), choosing, on_card.scores, on_card.arrived,
-           Matrix<int32_t>(out.experts), Matrix<float>(out.weights));
+    launch(context, grid,
+           few ? few_rows_kernel<W, kWithNorm, kFewEach> : few_rows_kernel<W, kWithNorm, kMostEach>,
+           norm, Matrix<bf16>(x), static_cast<const W*>(on_card.rows), choosing, on_card.scores,
+           on_card.arrived, Matrix<int32_t>(out.experts), Matrix<float>(out.weights));
   });
 }
 

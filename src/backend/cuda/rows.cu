@@ -2,6 +2,7 @@
 // prefill.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "backend/cuda/dtypes.h"
 #include "backend/cuda/norm_row.cuh"
@@ -25,7 +26,9 @@ __global__ void embed_kernel(const In* table, StepView step, Matrix<float> out) 
   wait_for_predecessor();
   let_successor_begin();
   const int64_t t = blockIdx.x;
-  const In* row = table + int64_t(step.tokens[t]) * out.cols;
+  int32_t token = step.tokens[t];
+  if (token < 0) token = step.chosen[-1 - token];
+  const In* row = table + int64_t(token) * out.cols;
   for (int64_t i = threadIdx.x; i < out.cols; i += kThreads) out.row(t)[i] = to_float(row[i]);
 }
 
@@ -37,14 +40,15 @@ template <typename X>
 __global__ void __launch_bounds__(RowColumns::kSteps* kWarp)
     few_rows_norm_kernel(NormRows<X> norm) {
   __shared__ float sums[RowColumns::kSteps * kWarp];
+  __shared__ __align__(16) float added[RowColumns::kColumns];
   let_successor_begin();
   const int64_t t = blockIdx.x, column = int64_t(threadIdx.x) * kLaneColumns;
   const Columns<float> gains = gains_of_thread(norm);
   wait_for_predecessor();
   float v[kLaneColumns];
-  norm_row(norm, gains, t, sums, v);
+  norm_row(norm, gains, t, sums, added, v);
   if (column < norm.x.cols) store_columns(v, column, norm.x.cols, norm.out.row(t));
-  add_delta(norm, t);
+  store_added(norm, t, added);
 }
 
 // Loads come first, all of them: a load does not pass a store that may be to the same place.
@@ -130,12 +134,18 @@ std::shared_ptr<const void> upload_table(const Uploads& to, const Weight& host, 
   if (on_host) table->pinned = PinnedMemory(bytes);
   char* rows = static_cast<char*>(on_host ? table->pinned.data() : to.arena.allocate(bytes));
   table->rows = rows;
+  std::vector<Piece> pieces;
+  size_t at = 0;
   for (const WeightPart& part : host.parts) {
     const size_t size = size_t(part.rows * host.cols) * sizeof(bf16);
-    CUDA_CHECK(cudaMemcpyAsync(rows, part.values, size, cudaMemcpyDefault, to.stream));
-    rows += size;
+    pieces.push_back({.from = part.values, .bytes = size, .at = at});
+    at += size;
   }
-  CUDA_CHECK(cudaStreamSynchronize(to.stream));
+  if (on_host) {
+    to.feed.gather(rows, pieces);
+  } else {
+    to.feed.send(rows, pieces, to.stream);
+  }
   return table;
 }
 

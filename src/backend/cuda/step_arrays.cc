@@ -51,6 +51,7 @@ void StepArrays::grow(const Batch& batch) {
 
 void StepArrays::fill(const Batch& batch, cudaStream_t stream) {
   grow(batch);
+  view_.chosen = batch.chosen;
   view_.rows = batch.rows();
   view_.num_segments = int(batch.segments.size());
   view_.num_logit_rows = int(batch.logit_rows.size());

@@ -11,12 +11,13 @@ namespace nibble::cuda {
 
 // Passed to kernels by value.
 struct StepView {
-  const int32_t* tokens = nullptr;       // [T]
+  const int32_t* tokens = nullptr;       // [T]; -1 - i: chosen[i]
   const int32_t* positions = nullptr;    // [T] of each row in its sequence
   const int32_t* row_segment = nullptr;  // [T] which segment a row is of
   const Segment* segments = nullptr;     // [S]
   const int32_t* logit_rows = nullptr;   // [R]
   const int32_t* pages = nullptr;        // page tables, one after another
+  const int32_t* chosen = nullptr;       // see Batch
 
   // Sizes of the arrays. A grid may depend on these and on nothing else of the batch.
   int rows = 0;

@@ -1,9 +1,10 @@
 // The products of up to 8 rows with few tiles: the warps of a block share a tile's K, a slice each,
 // and the slices' sums meet in shared memory. Device code of linear and experts.
 //
-// A block is `together` row tiles of `slices` warps each. Each warp keeps a ring of units in flight
-// through all items of its block, so the first units are under way before the inputs are known, and
-// keeps its inputs in registers while they stay the same. The warps meet after kRound items.
+// A block is `together` row tiles of `slices` warps each; warps beyond look on. Each warp keeps a
+// ring of units in flight through all items of its block, so the first units are under way before
+// the inputs are known, and keeps its inputs in registers while they stay the same. The warps meet
+// after kRound items.
 //
 // A Work says what to multiply, item by item:
 //   Cursor                                           an item
@@ -60,6 +61,7 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const W
   const int thread = int(threadIdx.x);
   const int lane = int(threadIdx.x % kWarp), warp = int(threadIdx.x / kWarp);
   const int warps = together * w.slices;
+  const bool takes_part = warp < warps;
   int sub = 0, slice = warp;
   while (slice >= w.slices) slice -= w.slices, ++sub;
   const int first_unit = slice * w.units_per_slice;
@@ -68,7 +70,7 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const W
   uint8_t* ring = shared + 2 * kRound * warps * kFloats * int(sizeof(float)) +
                   warp * Shape::kStages * Unit::kBytes;
   Cursor next = first;
-  int unfetched = items, unit_to_fetch = first_unit, stage = 0;
+  int unfetched = takes_part ? items : 0, unit_to_fetch = first_unit, stage = 0;
   const uint8_t* data = nullptr;
   const auto locate = [&] {
     const int tile = work.tile(next) + sub;
@@ -128,7 +130,7 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const W
   for (Cursor at = first; items > 0; items -= kRound) {
     float* sums = partials + buffer * kRound * warps * kFloats;
     Cursor here = at;
-    for (int r = 0; r < min(kRound, items); ++r, here = work.next(here, 1)) {
+    for (int r = 0; takes_part && r < min(kRound, items); ++r, here = work.next(here, 1)) {
       const int row = int(threadIdx.x % kWarp / 4) < min(kColumns, work.columns(here))
                           ? work.input_row(here, int(threadIdx.x % kWarp / 4))
                           : -1;
@@ -157,7 +159,7 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const W
     }
     __syncthreads();
     const int count = min(kRound, items);
-    for (int e = thread; e < count * together * kResults; e += warps * kWarp) {
+    for (int e = thread; e < count * together * kResults; e += int(blockDim.x)) {
       const Place place = place_of(e);
       const Cursor mine = work.next(at, place.of);
       const int tile = work.tile(mine) + place.part;
@@ -175,7 +177,7 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const W
       const float2 f = e == thread ? factors : factors_of(place, at, count);
       work.finish(mine, tile, place.i, place.column, low * f.x, high * f.y);
     }
-    at = here;
+    at = work.next(at, kRound);
     factors = factors_of(place_of(thread), at, min(kRound, items - kRound));
     buffer ^= 1;
   }

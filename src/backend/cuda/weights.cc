@@ -13,10 +13,8 @@ std::shared_ptr<const void> upload_rows(const Uploads& to, const Weight& host) {
   for (int64_t first = 0; first < rows; first += rows_a_chunk) {
     const int64_t count = std::min(rows_a_chunk, rows - first);
     for (int64_t r = 0; r < count; ++r) decode_row(host, first + r, chunk.data() + r * cols);
-    CUDA_CHECK(cudaMemcpyAsync(data + first * cols, chunk.data(),
-                               size_t(count * cols) * sizeof(float), cudaMemcpyHostToDevice,
-                               to.stream));
-    CUDA_CHECK(cudaStreamSynchronize(to.stream));
+    const Piece piece{.from = chunk.data(), .bytes = size_t(count * cols) * sizeof(float)};
+    to.feed.send(data + first * cols, {&piece, 1}, to.stream);
   }
   return std::make_shared<DeviceRows>(DeviceRows{.data = data});
 }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "backend/cuda/feed.h"
 #include "backend/cuda/memory.h"
 #include "base/check.h"
 #include "quant/weight.h"
@@ -16,6 +17,7 @@ struct Uploads {
   const Device& device;
   cudaStream_t stream;
   Arena& arena;
+  Feed& feed;
 };
 
 // A row-major matrix on the card. Lives as long as the arena that it is in.

@@ -85,7 +85,9 @@ Weight ReferenceBackend::upload(const Weight& host) {
 
 void ReferenceBackend::embed(const Weight& table, const Batch& batch, Tensor out) {
   for (int64_t t = 0; t < out.rows; ++t) {
-    std::memcpy(out.row<float>(t), decoded(table) + batch.tokens[size_t(t)] * table.cols,
+    int32_t token = batch.tokens[size_t(t)];
+    if (token < 0) token = batch.chosen[-1 - token];
+    std::memcpy(out.row<float>(t), decoded(table) + token * table.cols,
                 size_t(table.cols) * sizeof(float));
   }
 }
