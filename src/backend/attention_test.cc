@@ -196,7 +196,7 @@ double largest_value(const Weight& w) {
 
 // Half an integer step of inputs up to `largest`, in as many products with values up to `weight`.
 double integer_error(int64_t inputs, double largest, double weight) {
-  return double(inputs) * weight * largest / 65534;
+  return double(inputs) * weight * largest / 65278;
 }
 
 // Bound of one head's output. Scores move by at most d = scale * e * (magnitude of the score's

@@ -96,7 +96,7 @@ void MlaAttention::multiply_keys(const Call& call, int thread, int64_t head, int
   for (int64_t p = first; p < last; ++p) {
     const uint8_t* scales = kv_b.key_scales + (head * panels.count() + p) * s.nope_dim;
     for (int64_t t = 0; t < call.num_rows; ++t) {
-      make_scaled_input_row(q.row<float>(t), scales, s.nope_dim, inputs + t * bytes);
+      make_scaled_input_row(kernel.input, q.row<float>(t), scales, s.nope_dim, inputs + t * bytes);
     }
     product.first_panel = p;
     product.last_panel = p + 1;

@@ -52,8 +52,9 @@ void multiply_f32(const Product& product, Scratch<uint8_t>& scratch);
 // kBF16 panels by BF16 dot products (AVX512-BF16).                        inputs kBF16
 void multiply_bf16_avx512bf16(const Product& product, Scratch<uint8_t>& scratch);
 
-// kNvfp4 panels by sums of 16-bit integers; the same bits from both.      inputs kInt16
+// kNvfp4 panels by sums of integers; the same bits from both.             inputs kInt16
 void multiply_nvfp4(const Product& product, Scratch<uint8_t>& scratch);
+//                                                                         inputs kSplit16
 void multiply_nvfp4_avx512vnni(const Product& product, Scratch<uint8_t>& scratch);
 
 // kInt8 panels by sums of 16-bit integers.                                inputs kInt16
