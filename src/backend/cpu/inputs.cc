@@ -16,9 +16,6 @@ HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
 
-constexpr float kLargest = 32639;
-constexpr float kSmallest = 0x1p-100f;  // rows below it count as zeros: their scale has no inverse
-
 // x[k] * factors[k], or x[k] where there are no factors.
 struct Values {
   const float* x;
@@ -91,70 +88,16 @@ void round_to_int16(const Values& v, int64_t n, float inverse, int16_t* out) {
   if (k < padded) std::memset(out + k, 0, size_t(padded - k) * sizeof(int16_t));
 }
 
-// 64 integers of kInt16 as a block of kSplit16.
-void split(const int16_t* integers, uint8_t* out) {
-  int32_t sums[4];
-#if HWY_TARGET == HWY_SCALAR
-  int8_t* bytes = reinterpret_cast<int8_t*>(out);
-  std::memset(sums, 0, sizeof(sums));
-  for (int k = 0; k < kSplitColumns; ++k) {
-    const int16_t value = integers[k / 8 * 8 + k % 4 * 2 + k % 8 / 4];
-    const int at = k / 8 * 8 + k % 2 * 4 + k % 8 / 2;
-    bytes[at] = int8_t((value + 128) >> 8);
-    bytes[kSplitColumns + at] = int8_t(value & 0xff);
-    sums[k / 16] += value;
-  }
-#else
-  alignas(16) static constexpr uint8_t kOrder[16] = {1, 9, 3, 11, 5, 13, 7, 15,
-                                                     0, 8, 2, 10, 4, 12, 6, 14};
-  const hn::FixedTag<int16_t, 8> shorts;
-  const hn::FixedTag<uint8_t, 16> bytes;
-  const hn::FixedTag<uint8_t, 8> half;
-  const hn::FixedTag<int32_t, 4> words;
-  const auto order = hn::Load(bytes, kOrder);
-  for (int g = 0; g < 4; ++g) {
-    auto even = hn::Zero(words), odd = hn::Zero(words);
-    for (int i = 16 * g; i < 16 * g + 16; i += 8) {
-      const auto value = hn::LoadU(shorts, integers + i);
-      even = hn::ReorderWidenMulAccumulate(words, value, hn::Set(shorts, 1), even, odd);
-      const auto low = hn::And(value, hn::Set(shorts, 0xff));
-      const auto raised = hn::Add(value, hn::Set(shorts, 128));
-      const auto pair = hn::Or(low, hn::AndNot(hn::Set(shorts, 0xff), raised));
-      const auto split = hn::TableLookupBytes(hn::BitCast(bytes, pair), order);
-      hn::StoreU(hn::LowerHalf(half, split), half, out + i);
-      hn::StoreU(hn::UpperHalf(half, split), half, out + kSplitColumns + i);
-    }
-    sums[g] = hn::GetLane(hn::SumOfLanes(words, hn::Add(even, odd)));
-  }
-#endif
-  for (int32_t& sum : sums) sum *= -kSplitOffset;
-  std::memcpy(out + 2 * kSplitColumns, sums, sizeof(sums));
-}
-
 template <bool kScaled>
-void make_integers(const Values& v, int64_t n, bool in_bytes, uint8_t* out) {
-  const uint32_t bits = largest_bits<kScaled>(v, n);
-  float largest;
-  std::memcpy(&largest, &bits, sizeof(largest));
-  float scale = largest / kLargest, inverse = kLargest / largest;
-  if (!(largest >= kSmallest)) scale = inverse = 0;
-  if (bits >= 0x7f800000u) scale = std::numeric_limits<float>::quiet_NaN(), inverse = 0;
-  std::memcpy(out, &scale, sizeof(scale));
-  out += kInt16Header;
-  if (!in_bytes) return round_to_int16<kScaled>(v, n, inverse, reinterpret_cast<int16_t*>(out));
-  for (int64_t k = 0; k < n; k += kSplitColumns, out += kSplitBlockBytes) {
-    alignas(64) int16_t integers[kSplitColumns];
-    const Values block{v.x + k, kScaled ? v.factors + k : nullptr};
-    round_to_int16<kScaled>(block, n - k < kSplitColumns ? n - k : kSplitColumns, inverse,
-                            integers);
-    split(integers, out);
-  }
+void make_int16(const Values& v, int64_t n, uint8_t* out) {
+  const IntegerScale scale = integer_scale(largest_bits<kScaled>(v, n));
+  std::memcpy(out, &scale.step, sizeof(scale.step));
+  round_to_int16<kScaled>(v, n, scale.inverse, reinterpret_cast<int16_t*>(out + kInt16Header));
 }
 
-void make_integer_row(const float* x, const float* factors, int64_t n, bool in_bytes,
-                      uint8_t* out) {
-  if (factors == nullptr) return make_integers<false>({x, nullptr}, n, in_bytes, out);
-  make_integers<true>({x, factors}, n, in_bytes, out);
+void make_int16_row(const float* x, const float* factors, int64_t n, uint8_t* out) {
+  if (factors == nullptr) return make_int16<false>({x, nullptr}, n, out);
+  make_int16<true>({x, factors}, n, out);
 }
 
 void multiply_by_e4m3(const float* x, const uint8_t* e4m3, int64_t n, float* out) {
@@ -207,7 +150,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace nibble {
 
-HWY_EXPORT(make_integer_row);
+HWY_EXPORT(make_int16_row);
 HWY_EXPORT(multiply_by_e4m3);
 HWY_EXPORT(make_bf16_row);
 
@@ -236,15 +179,21 @@ void make_input_row(InputFormat format, const float* x, const float* factors, in
       HWY_DYNAMIC_DISPATCH(make_bf16_row)(x, factors, cols, out);
       return;
     case InputFormat::kInt16:
+      HWY_DYNAMIC_DISPATCH(make_int16_row)(x, factors, cols, out);
+      return;
     case InputFormat::kSplit16:
-      HWY_DYNAMIC_DISPATCH(make_integer_row)
-      (x, factors, cols, format == InputFormat::kSplit16, out);
+#if defined(__x86_64__)
+      make_split16_row_avx512vnni(x, factors, cols, out);
+#endif
       return;
   }
 }
 
 void make_scaled_input_row(InputFormat format, const float* x, const uint8_t* e4m3, int64_t cols,
                            uint8_t* out) {
+#if defined(__x86_64__)
+  if (format == InputFormat::kSplit16) return make_split16_row_avx512vnni(x, e4m3, cols, out);
+#endif
   constexpr int64_t kMost = 1024;
   CHECK(cols <= kMost, "%ld columns", long(cols));
   alignas(64) float scaled[kMost];

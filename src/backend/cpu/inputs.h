@@ -14,7 +14,9 @@
 // rounding whatever the row. Sums of integers are exact in any order.
 #pragma once
 
+#include <bit>
 #include <cstdint>
+#include <limits>
 
 namespace nibble {
 
@@ -24,6 +26,21 @@ inline constexpr int64_t kInt16Header = 64;   // bytes before the integers
 inline constexpr int64_t kSplitColumns = 64;  // of a block
 inline constexpr int64_t kSplitBlockBytes = 2 * kSplitColumns + 16;
 inline constexpr int kSplitOffset = 16;  // what a factor may have been raised by, to be unsigned
+
+// Of a row: what an integer stands for, and the inverse.
+struct IntegerScale {
+  float step = 0, inverse = 0;
+};
+
+// `bits`: of the row's largest magnitude.
+inline IntegerScale integer_scale(uint32_t bits) {
+  constexpr float kLargest = 32639;
+  constexpr float kSmallest = 0x1p-100f;  // rows below it count as zeros: the scale has no inverse
+  if (bits >= 0x7f800000u) return {.step = std::numeric_limits<float>::quiet_NaN()};
+  const float largest = std::bit_cast<float>(bits);
+  if (largest < kSmallest) return {};
+  return {.step = largest / kLargest, .inverse = kLargest / largest};
+}
 
 struct InputRows {  // not owned
   const uint8_t* data = nullptr;
@@ -41,6 +58,10 @@ void make_input_row(InputFormat format, const float* x, const float* factors, in
 // Of x[k] * e4m3[k], never kF32. The factors are not negative.
 void make_scaled_input_row(InputFormat format, const float* x, const uint8_t* e4m3, int64_t cols,
                            uint8_t* out);
+
+// kSplit16 of x[k], x[k] * factors[k] or x[k] * e4m3[k].
+void make_split16_row_avx512vnni(const float* x, const float* factors, int64_t cols, uint8_t* out);
+void make_split16_row_avx512vnni(const float* x, const uint8_t* e4m3, int64_t cols, uint8_t* out);
 
 // |x| and |x - x'| of a row of integers x', kInt16 or kSplit16.
 struct InputNorms {

@@ -42,10 +42,6 @@ namespace {
 
 constexpr int kMaxRows = 12;
 constexpr float kRest = 128;  // 2^8 of the scales / 2 of the codes
-// What is read once is fetched into the L2 cache far ahead, where more requests can be under way,
-// and from there into the L1 cache.
-constexpr int kFarBytes = 57 * kNvfp4BlockBytes;
-constexpr int kNearBytes = 7 * kNvfp4BlockBytes;
 
 // Twice the values of the codes, raised by kSplitOffset.
 inline __m512i code_table() {
@@ -56,11 +52,6 @@ inline __m512i code_table() {
 inline __m512 block_scales(const uint8_t* e4m3) {
   const __m256i halves = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)e4m3));
   return _mm512_cvtph_ps(_mm256_slli_epi16(halves, 7));
-}
-
-inline void prefetch(const uint8_t* line) {
-  _mm_prefetch(reinterpret_cast<const char*>(line + kFarBytes), _MM_HINT_T1);
-  _mm_prefetch(reinterpret_cast<const char*>(line + kNearBytes), _MM_HINT_T0);
 }
 
 inline __m512i set_word(const uint8_t* bytes) {
@@ -112,11 +103,11 @@ __attribute__((noinline)) void multiply_tile(const Product& product, int64_t fir
   const int64_t blocks = w.lines * kLineBytes / kNvfp4BlockBytes;
   const uint8_t* block = panel + kLineBytes;
   for (int64_t b = 0; b < blocks; ++b, block += kNvfp4BlockBytes) {
-    if (kStream) prefetch(block + 8 * kLineBytes);
+    if (kStream) prefetch_stream(block + 8 * kLineBytes);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
       const uint8_t* lines = block + g * 2 * kLineBytes;
-      if (kStream) prefetch(lines), prefetch(lines + kLineBytes);
+      if (kStream) prefetch_stream(lines), prefetch_stream(lines + kLineBytes);
       const Factors factors = look_up(lines, table);
       const __m512 scale = block_scales(block + 8 * kLineBytes + g * kPanelRows);
 #pragma GCC unroll 12

@@ -30,6 +30,10 @@ Kernel best_kernel(PanelFormat format, const InstructionSets& sets, Want want) {
 #endif
       return {.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
     case PanelFormat::kInt8:
+#if defined(__x86_64__)
+      if (sets.avx512vnni)
+        return {.input = InputFormat::kSplit16, .multiply = multiply_int8_avx512vnni};
+#endif
       return {.input = InputFormat::kInt16, .multiply = multiply_int8};
   }
   return {};
