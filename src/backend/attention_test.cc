@@ -196,14 +196,16 @@ double largest_value(const Weight& w) {
 
 // Half an integer step of inputs up to `largest`, in as many products with values up to `weight`.
 double integer_error(int64_t inputs, double largest, double weight) {
-  return double(inputs) * weight * largest / 65534;
+  return double(inputs) * weight * largest / 65278;
 }
 
 // Bound of one head's output. Scores move by at most d = scale * e * (magnitude of the score's
-// products); probabilities then by a factor e^(2d); the output by (e^(2d) - 1 + errors of exp and
-// of the sums) times the magnitude of the value products. Expanded values are rounded once more.
+// products); probabilities then by a factor e^(2d); the output by (e^(2d) - 1 + errors of exp, of
+// the sums and of rounded probabilities) times the magnitude of the value products. Expanded values
+// are rounded once more.
 std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, const Inputs& in,
-                                    const std::vector<uint8_t>& cache, DType input_dtype) {
+                                    const std::vector<uint8_t>& cache, DType input_dtype,
+                                    DType query_dtype) {
   const MlaShape s = shape_of(c);
   std::vector<float> w(size_t(in.kv_b.total_rows() * in.kv_b.cols));
   for (int64_t r = 0; r < in.kv_b.total_rows(); ++r) decode_row(in.kv_b, r, w.data() + r * 512);
@@ -213,7 +215,7 @@ std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, 
   const double largest_weight = integers ? largest_value(in.kv_b) : 0;
   if (integers) input_dtype = DType::kF32;
   const double e =
-      2 * product_error(s.nope_dim, input_dtype) + 2 * product_error(s.record_dim(), input_dtype);
+      2 * product_error(s.nope_dim, input_dtype) + 2 * product_error(s.record_dim(), query_dtype);
   for (const Segment& segment : scene.batch.segments) {
     const int length = segment.context + segment.num_rows;
     std::vector<double> top(size_t(s.record_dim()), 0.0);  // largest |value| of each column
@@ -253,9 +255,10 @@ std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, 
           for (int k = 0; k < 512; ++k) {
             value += std::fabs(w[size_t((h * 448 + 192 + d) * 512 + k)]) * top[size_t(k)];
           }
-          bound.push_back(value * (std::expm1(shift) + double(length) * 0x1p-23 +
-                                   (c.expanded ? 2 : 1) * product_error(512, input_dtype) +
-                                   4 * kFunctionError) +
+          bound.push_back(value *
+                              (std::expm1(shift) + double(length) * 0x1p-23 +
+                               (c.expanded ? 2 : 1) * product_error(512, input_dtype) +
+                               (query_dtype == DType::kBF16 ? 0x1p-8 : 0) + 4 * kFunctionError) +
                           integer_error(512, column, largest_weight));
         }
       }
@@ -270,8 +273,9 @@ TEST_P(AttentionTest, Attention) {
     const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
     const Result got = run(*backend_, c, scene, in);
     const Result want = run(reference_, c, scene, in, &got.cache);
-    const auto bound =
-        attention_bound(c, scene, in, got.cache, backend_->product_input_dtype(c.format));
+    const DType input = backend_->product_input_dtype(c.format);
+    const DType query = backend_->product_input_dtype(Format::kBF16);
+    const auto bound = attention_bound(c, scene, in, got.cache, input, query);
     double xx = 0, xy = 0, yy = 0;
     for (size_t i = 0; i < bound.size(); ++i) {
       const double stored = storage_error(backend_->activation_dtype()) * std::fabs(want.out[i]);
@@ -282,7 +286,7 @@ TEST_P(AttentionTest, Attention) {
     }
     // The bound above is for the worst case; the vectors as wholes must be closer: two products'
     // relative error each way, squared.
-    const double e = 4 * product_error(576, backend_->product_input_dtype(c.format));
+    const double e = 4 * std::max(product_error(576, input), product_error(576, query));
     EXPECT_LE(xx + yy - 2 * xy, e * e * (xx + yy) + 1e-30);
   }
 }

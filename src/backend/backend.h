@@ -91,9 +91,9 @@ class Backend {
   // From how many rows on a matrix's product may round otherwise, see above.
   virtual int64_t wide_rows() const { return INT64_MAX; }
   // To what linear, experts and kv_b's products with a weight of this format round their inputs:
-  // kBF16; kI16: integers with a scale a row, its largest magnitude / 32767; kF32: not at all.
-  // kv_b's keys may be multiplied by the block scales first, and have an integer scale per 16
-  // columns of the latent. Of a product's two ways, the coarser.
+  // kBF16; kI16: integers with a scale a row, its largest magnitude / 32639 (kv_b's keys: times the
+  // block scales, and a scale per 16 columns of the latent); kF32: not at all. Of a product's two
+  // ways, the coarser. What kBF16 gives is also how attention rounds queries and probabilities.
   virtual DType product_input_dtype(Format) const { return DType::kF32; }
 
   // Memory ----------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ double storage_error(DType dtype) {
 
 double product_error(int64_t inputs, DType input_dtype) {
   const double sum = double(inputs + 2) * 0x1p-24;
-  if (input_dtype == DType::kI16) return sum + std::sqrt(double(inputs)) / 65534;
+  if (input_dtype == DType::kI16) return sum + std::sqrt(double(inputs)) / 65278;
   return input_dtype == DType::kBF16 ? sum + 0x1p-8 : sum;
 }
 

@@ -87,7 +87,7 @@ bool is_here(const std::string& name);
 //   kBF16  2^-8 more (half an ulp is 2^-9; the result's own rounding and the second order fit in
 //          the rest)
 //   kI16   relative to norm(w) norm(x), which is no less: the inputs are off by half a step each,
-//          the step being max|x| / 32767, so by sqrt(K) / 65534 of norm(x) together
+//          the step being max|x| / 32639, so by sqrt(K) / 65278 of norm(x) together
 double product_error(int64_t inputs, DType input_dtype);
 
 // Bound on the relative error of storing a result: half an ulp of BF16, nothing for FP32, whose

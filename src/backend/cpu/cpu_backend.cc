@@ -42,6 +42,7 @@ DType CpuBackend::product_input_dtype(Format format) const {
     case InputFormat::kBF16:
       return DType::kBF16;
     case InputFormat::kInt16:
+    case InputFormat::kSplit16:
       return DType::kI16;
   }
   return DType::kF32;

@@ -247,17 +247,20 @@ TEST(Multiply, Int8IsTheSameForAnyRowsAndPanels) {
     const Panels w = packed_weight->panels.first;
     ASSERT_EQ(w.format, PanelFormat::kInt8);
     const auto weights = decoded(m.weight, 0, 150);
+    const double tolerance = 0.02 * std::sqrt(double(inputs)) * 5;
     std::vector<float> want, got;
+    check_products(w, weights.data(), workers.kernel(w.format, 1), tolerance, &want);
     for_each_target([&] {
       check_products(w, weights.data(), {.input = InputFormat::kInt16, .multiply = multiply_int8},
-                     0.02 * std::sqrt(double(inputs)) * 5, &got);
-      if (want.empty()) want = got;
+                     tolerance, &got);
       EXPECT_EQ(got, want);
     });
   }
 }
 
 TEST(Inputs, IntegersAreWithinHalfAStep) {
+  // The scale, its inverse and their product with a value are rounded.
+  constexpr double kHalf = 0.5 + 3 * 0x1p-24 * 32639;
   std::mt19937 random(4);
   for (const int64_t n : {1, 7, 16, 100, 2048}) {
     std::vector<float> x(static_cast<size_t>(n));
@@ -270,7 +273,7 @@ TEST(Inputs, IntegersAreWithinHalfAStep) {
       const int16_t* integers = reinterpret_cast<const int16_t*>(row.data() + kInt16Header);
       for (int64_t k = 0; k < n; ++k) {
         const double value = double(integers[k / 8 * 8 + k % 4 * 2 + k % 8 / 4]) * double(scale);
-        ASSERT_NEAR(value, x[size_t(k)], 0.5001 * double(scale)) << k;
+        ASSERT_NEAR(value, x[size_t(k)], kHalf * double(scale)) << k;
       }
       if (first.empty()) first = row;
       EXPECT_EQ(row, first);
@@ -289,6 +292,41 @@ TEST(Inputs, IntegersAreWithinHalfAStep) {
   make_input_row(InputFormat::kInt16, odd.data(), nullptr, 16, row.data());
   std::memcpy(&scale, row.data(), sizeof(scale));
   EXPECT_EQ(scale, 0.0f);
+}
+
+TEST(Inputs, BytesAreThoseOfTheIntegers) {
+  if (!instruction_sets().avx512vnni) GTEST_SKIP() << "no AVX512-VNNI here";
+  std::mt19937 random(4);
+  for (const int64_t n : {1, 7, 16, 100, 2048}) {
+    std::vector<float> x(static_cast<size_t>(n));
+    for (float& v : x) v = std::normal_distribution<float>(0, 30)(random);
+    x[size_t(n / 2)] = 200;  // becomes the largest integer
+    std::vector<uint8_t> whole(size_t(input_row_bytes(InputFormat::kInt16, n)));
+    std::vector<uint8_t> row(size_t(input_row_bytes(InputFormat::kSplit16, n)), 0xcc);
+    for_each_target([&] {
+      make_input_row(InputFormat::kInt16, x.data(), nullptr, n, whole.data());
+      make_input_row(InputFormat::kSplit16, x.data(), nullptr, n, row.data());
+      EXPECT_EQ(std::memcmp(row.data(), whole.data(), sizeof(float)), 0);
+      const int16_t* integers = reinterpret_cast<const int16_t*>(whole.data() + kInt16Header);
+      const int64_t columns = (n + kSplitColumns - 1) / kSplitColumns * kSplitColumns;
+      for (int64_t first = 0; first < columns; first += 16) {
+        const uint8_t* block = row.data() + kInt16Header + first / 64 * kSplitBlockBytes;
+        int32_t sum = 0, want_sum;
+        std::memcpy(&want_sum, block + 2 * kSplitColumns + first % 64 / 4, sizeof(want_sum));
+        for (int64_t k = first; k < first + 16; ++k) {
+          const uint8_t* byte = block + k % 64 / 8 * 8 + k % 2 * 4 + k % 8 / 2;
+          const int got = 256 * int8_t(byte[0]) + int8_t(byte[kSplitColumns]);
+          ASSERT_EQ(got, integers[k / 8 * 8 + k % 4 * 2 + k % 8 / 4]) << k;
+          sum -= kSplitOffset * got;
+        }
+        EXPECT_EQ(sum, want_sum) << first;
+      }
+      const InputNorms a = input_norms(InputFormat::kInt16, x.data(), whole.data(), n);
+      const InputNorms b = input_norms(InputFormat::kSplit16, x.data(), row.data(), n);
+      EXPECT_EQ(a.norm, b.norm);
+      EXPECT_EQ(a.error, b.error);
+    });
+  }
 }
 
 // Sums of one query over all records, in double.

@@ -15,27 +15,12 @@ const float* errors_of(const Panels& panels, int64_t p) {
   return reinterpret_cast<const float*>(panels.panel(p) + kLineBytes);
 }
 
-// |x| and |x - x'|.
-std::pair<double, double> norms(const float* x, const uint8_t* input, int64_t cols) {
-  float scale;
-  std::memcpy(&scale, input, sizeof(scale));
-  const int16_t* integers = reinterpret_cast<const int16_t*>(input + kInt16Header);
-  double norm = 0, error = 0;
-  for (int64_t k = 0; k < cols; ++k) {
-    const int64_t at = k / 8 * 8 + k % 4 * 2 + k % 8 / 4;
-    const double off = double(x[k]) - double(integers[at]) * double(scale);
-    norm += double(x[k]) * double(x[k]);
-    error += off * off;
-  }
-  return {std::sqrt(norm), std::sqrt(error)};
-}
-
 }  // namespace
 
-void Head::bound_inputs(Tensor x, const PackedWeight& head, InputRows inputs) {
+void Head::bound_inputs(Tensor x, const PackedWeight& head, InputFormat format, InputRows inputs) {
   bounds_.resize(size_t(x.rows));
   for (int64_t t = 0; t < x.rows; ++t) {
-    const auto [norm, error] = norms(x.row<float>(t), inputs.row(t), x.cols);
+    const auto [norm, error] = input_norms(format, x.row<float>(t), inputs.row(t), x.cols);
     // A sum of K / 512 exact integers, each rounded, times two scales.
     const double sums = double(x.cols / 512 + 8) * kRounding * norm;
     bounds_[size_t(t)] = {.row_norm = float(norm * (1 + 1e-6)),
@@ -106,7 +91,7 @@ void Head::run(Tensor x, const Weight& w, Tensor out) {
   const Panels panels = head.panels.first;
   const Kernel& kernel = workers_.kernel(PanelFormat::kInt8, x.rows);
   const InputRows inputs = workers_.make_inputs(0, kernel, x);
-  bound_inputs(x, head, inputs);
+  bound_inputs(x, head, kernel.input, inputs);
   workers_.run(x.rows * w.rows * w.cols, [&](int thread) {
     const Share share = workers_.share(thread, panels.count());
     workers_.multiply(thread, kernel,

@@ -35,7 +35,7 @@ class Head {
     float rest = 0;
   };
 
-  void bound_inputs(Tensor x, const PackedWeight& head, InputRows inputs);
+  void bound_inputs(Tensor x, const PackedWeight& head, InputFormat format, InputRows inputs);
   void find_floors(int thread, const Panels& panels, Share share, Tensor out);
   void find_candidates(int thread, const Panels& panels, Share share, Tensor out);
   void compute_again(int thread, Tensor x, const Weight& w, Share share, Tensor out);

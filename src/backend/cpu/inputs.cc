@@ -16,9 +16,6 @@ HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
 
-constexpr float kLargest = 32767;
-constexpr float kSmallest = 0x1p-100f;  // rows below it count as zeros: their scale has no inverse
-
 // x[k] * factors[k], or x[k] where there are no factors.
 struct Values {
   const float* x;
@@ -93,14 +90,9 @@ void round_to_int16(const Values& v, int64_t n, float inverse, int16_t* out) {
 
 template <bool kScaled>
 void make_int16(const Values& v, int64_t n, uint8_t* out) {
-  const uint32_t bits = largest_bits<kScaled>(v, n);
-  float largest;
-  std::memcpy(&largest, &bits, sizeof(largest));
-  float scale = largest / kLargest, inverse = kLargest / largest;
-  if (!(largest >= kSmallest)) scale = inverse = 0;
-  if (bits >= 0x7f800000u) scale = std::numeric_limits<float>::quiet_NaN(), inverse = 0;
-  std::memcpy(out, &scale, sizeof(scale));
-  round_to_int16<kScaled>(v, n, inverse, reinterpret_cast<int16_t*>(out + kInt16Header));
+  const IntegerScale scale = integer_scale(largest_bits<kScaled>(v, n));
+  std::memcpy(out, &scale.step, sizeof(scale.step));
+  round_to_int16<kScaled>(v, n, scale.inverse, reinterpret_cast<int16_t*>(out + kInt16Header));
 }
 
 void make_int16_row(const float* x, const float* factors, int64_t n, uint8_t* out) {
@@ -170,6 +162,8 @@ int64_t input_row_bytes(InputFormat format, int64_t cols) {
       return (cols + 31) / 32 * 64;
     case InputFormat::kInt16:
       return kInt16Header + (cols + 63) / 64 * 128;
+    case InputFormat::kSplit16:
+      return kInt16Header + (cols + kSplitColumns - 1) / kSplitColumns * kSplitBlockBytes;
   }
   return 0;
 }
@@ -187,15 +181,49 @@ void make_input_row(InputFormat format, const float* x, const float* factors, in
     case InputFormat::kInt16:
       HWY_DYNAMIC_DISPATCH(make_int16_row)(x, factors, cols, out);
       return;
+    case InputFormat::kSplit16:
+#if defined(__x86_64__)
+      make_split16_row_avx512vnni(x, factors, cols, out);
+#endif
+      return;
   }
 }
 
-void make_scaled_input_row(const float* x, const uint8_t* e4m3, int64_t cols, uint8_t* out) {
+void make_scaled_input_row(InputFormat format, const float* x, const uint8_t* e4m3, int64_t cols,
+                           uint8_t* out) {
+#if defined(__x86_64__)
+  if (format == InputFormat::kSplit16) return make_split16_row_avx512vnni(x, e4m3, cols, out);
+#endif
   constexpr int64_t kMost = 1024;
   CHECK(cols <= kMost, "%ld columns", long(cols));
   alignas(64) float scaled[kMost];
   HWY_DYNAMIC_DISPATCH(multiply_by_e4m3)(x, e4m3, cols, scaled);
-  HWY_DYNAMIC_DISPATCH(make_int16_row)(scaled, nullptr, cols, out);
+  make_input_row(format, scaled, nullptr, cols, out);
+}
+
+namespace {
+
+int integer_of_bytes(const uint8_t* row, int64_t k) {
+  const uint8_t* bytes = row + kInt16Header + k / kSplitColumns * kSplitBlockBytes +
+                         k % kSplitColumns / 8 * 8 + k % 2 * 4 + k % 8 / 2;
+  return 256 * int8_t(bytes[0]) + int8_t(bytes[kSplitColumns]);
+}
+
+}  // namespace
+
+InputNorms input_norms(InputFormat format, const float* x, const uint8_t* row, int64_t cols) {
+  float scale;
+  std::memcpy(&scale, row, sizeof(scale));
+  const int16_t* words = reinterpret_cast<const int16_t*>(row + kInt16Header);
+  double norm = 0, error = 0;
+  for (int64_t k = 0; k < cols; ++k) {
+    const int integer = format == InputFormat::kSplit16 ? integer_of_bytes(row, k)
+                                                        : words[k / 8 * 8 + k % 4 * 2 + k % 8 / 4];
+    const double off = double(x[k]) - double(integer) * double(scale);
+    norm += double(x[k]) * double(x[k]);
+    error += off * off;
+  }
+  return {std::sqrt(norm), std::sqrt(error)};
 }
 
 }  // namespace nibble

@@ -23,12 +23,23 @@ int64_t spans_of(int64_t positions) {
 
 }  // namespace
 
+SpanFunction* MlaAttention::span_function(const MlaShape& shape, const KvLayer& cache) const {
+#if defined(__x86_64__)
+  if (workers_.rounds_attention() && cache.format == KvFormat::kBF16 &&
+      shape.record_dim() % 32 == 0 && shape.latent_dim % kAttentionValueColumns == 0) {
+    return attend_span_avx512bf16;
+  }
+#endif
+  return attend_span;
+}
+
 void MlaAttention::run(Tensor q, const Weight& kv_b, const MlaShape& shape, const Batch& batch,
                        const KvLayer& cache, const RopeTable& rope, Tensor out) {
   CHECK(kv_b.key_rows == shape.nope_dim && kv_b.rows == shape.nope_dim + shape.value_dim &&
             kv_b.count == shape.heads && kv_b.cols == shape.latent_dim,
         "%s", kv_b.name.c_str());
   const int64_t most = std::max<int64_t>(1, kQueriesPerPass / shape.heads);
+  const auto attend_span = span_function(shape, cache);
   for (int64_t first = 0; first < q.rows; first += most) {
     run_rows({.q = q,
               .out = out,
@@ -37,6 +48,7 @@ void MlaAttention::run(Tensor q, const Weight& kv_b, const MlaShape& shape, cons
               .batch = batch,
               .cache = cache,
               .rope = rope,
+              .attend_span = attend_span,
               .first_row = first,
               .num_rows = std::min(most, q.rows - first)});
   }
@@ -96,7 +108,7 @@ void MlaAttention::multiply_keys(const Call& call, int thread, int64_t head, int
   for (int64_t p = first; p < last; ++p) {
     const uint8_t* scales = kv_b.key_scales + (head * panels.count() + p) * s.nope_dim;
     for (int64_t t = 0; t < call.num_rows; ++t) {
-      make_scaled_input_row(q.row<float>(t), scales, s.nope_dim, inputs + t * bytes);
+      make_scaled_input_row(kernel.input, q.row<float>(t), scales, s.nope_dim, inputs + t * bytes);
     }
     product.first_panel = p;
     product.last_panel = p + 1;
@@ -193,9 +205,12 @@ void MlaAttention::attend(const Call& call, const Task& task, Thread& memory) {
   const int64_t heads = task.last_head - task.first_head;
   const int64_t count = (task.last_row - task.first_row) * heads;
   const int64_t stride = padded(s.record_dim()), latent_stride = padded(s.latent_dim);
-  const AttentionScratch scratch{.records = memory.records.fit(size_t(kAttentionBlock * stride)),
-                                 .scores = memory.scores.fit(size_t(count * kAttentionBlock)),
-                                 .factors = memory.factors.fit(size_t(count))};
+  const AttentionScratch scratch{
+      .records = memory.records.fit(size_t(kAttentionBlock * stride)),
+      .scores = memory.scores.fit(size_t(count * kAttentionBlock)),
+      .factors = memory.factors.fit(size_t(count)),
+      .halves = memory.halves.fit(size_t(count * (s.record_dim() + kAttentionBlock) +
+                                         kAttentionBlock * kAttentionValueColumns))};
   float* tops = memory.tops.fit(size_t(4 * count));
   float* values = memory.values.fit(size_t(2 * count * latent_stride));
   const AttentionSums total{.top = tops, .sum = tops + count, .values = values};
@@ -218,8 +233,8 @@ void MlaAttention::attend(const Call& call, const Task& task, Thread& memory) {
   const int64_t length = positions[count - 1] + 1;
   for (int64_t span = task.first_span; span < task.last_span; ++span) {
     const AttentionSums& sums = span == task.first_span ? total : more;
-    attend_span(queries, pages, span * kAttentionSpan,
-                std::min(length, (span + 1) * kAttentionSpan), shape, scratch, sums);
+    call.attend_span(queries, pages, span * kAttentionSpan,
+                     std::min(length, (span + 1) * kAttentionSpan), shape, scratch, sums);
     for (int64_t i = 0; i < count; ++i) {
       if (span > task.first_span) {
         merge_sums(total, i, more, i, s.latent_dim);

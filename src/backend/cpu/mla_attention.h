@@ -26,6 +26,7 @@ class MlaAttention {
     const Batch& batch;
     const KvLayer& cache;
     const RopeTable& rope;
+    SpanFunction* attend_span;
     int64_t first_row, num_rows;
   };
   struct Task {  // rows of one segment x heads x spans of positions
@@ -37,9 +38,11 @@ class MlaAttention {
   struct Thread {
     Scratch<float> records{}, scores{}, factors{}, tops{}, values{};
     Scratch<const float*> rows{};
+    Scratch<uint16_t> halves{};
     Scratch<int64_t> positions{};
   };
 
+  SpanFunction* span_function(const MlaShape& shape, const KvLayer& cache) const;
   void run_rows(const Call& call);
   void make_queries(const Call& call, int thread);
   void multiply_keys(const Call& call, int thread, int64_t head, int64_t first, int64_t last);

@@ -31,8 +31,8 @@ namespace HWY_NAMESPACE {
 
 constexpr int kMaxSums = kVectorRegisters == 32 ? 24 : 10;
 constexpr int kMaxQueries = kVectorRegisters == 32 ? 6 : 5;
-constexpr int kPositions = 8;      // decoded at once
-constexpr int kValueColumns = 64;  // of the latent, summed at once
+constexpr int kPositions = 8;  // decoded at once
+constexpr int kValueColumns = kAttentionValueColumns;
 static_assert(kValueColumns % kLanes == 0);
 
 constexpr int width_for(int queries) {
@@ -157,22 +157,6 @@ struct StoredBf16Records {
     return even_half(hn::PromoteTo(Words(), hn::LoadU(halves, row + d)));
   }
 };
-
-// The addresses of the records [start, start + size), the last one repeated up to a whole block.
-HWY_INLINE void find_records(const RecordPages& pages, int64_t start, int64_t size,
-                             KvRecord* rows) {
-  const int64_t value_bytes = kv_value_bytes(pages.cache);
-  const int64_t scale_bytes = kv_scale_bytes(pages.cache);
-  int64_t slot = start % pages.cache.page_size;
-  KvRecord row = pages.at(start);
-  for (int64_t j = 0; j < size; ++j, ++slot) {
-    if (slot == pages.cache.page_size) slot = 0, row = pages.at(start + j);
-    rows[j] = row;
-    row.values += value_bytes;
-    row.scales += scale_bytes;
-  }
-  for (int64_t j = size; j < kAttentionBlock; ++j) rows[j] = rows[size - 1];
-}
 
 // Scores ----------------------------------------------------------------------------------------
 
@@ -319,10 +303,8 @@ HWY_INLINE void decode_some(const KvLayer& layer, const KvRecord* rows, int64_t 
   }
 }
 
-// A step of the softmax of queries [first, count) over a block's scores.
-HWY_INLINE void softmax_block(const AttentionQueries& queries, int first, int64_t start,
-                              float scale, const AttentionScratch& scratch,
-                              const AttentionSums& out) {
+void softmax(const AttentionQueries& queries, int first, int64_t start, float scale,
+             const AttentionScratch& scratch, const AttentionSums& out) {
   for (int q = first; q < queries.count; ++q) {
     const int64_t seen = queries.positions[q] + 1 - start;
     scratch.factors[q] = softmax_step(scratch.scores + q * kAttentionBlock,
@@ -350,7 +332,7 @@ void attend_block_of_few(const AttentionQueries& queries, int first, const KvRec
     score_queries(count, queries.rows + first, records, j, shape.record_dim,
                   scratch.scores + first * kAttentionBlock + j);
   }
-  softmax_block(queries, first, start, shape.scale, scratch, out);
+  softmax(queries, first, start, shape.scale, scratch, out);
   value_queries(count, value_tile_of(first, size, scratch, out, shape.latent_dim), records, 0,
                 shape.latent_dim);
 }
@@ -372,7 +354,7 @@ void attend_block(const AttentionQueries& queries, int first, const KvLayer& lay
                     scratch.scores + q * kAttentionBlock + j);
     }
   }
-  softmax_block(queries, first, start, shape.scale, scratch, out);
+  softmax(queries, first, start, shape.scale, scratch, out);
   for (int64_t d = 0; d < columns; d += kValueColumns) {
     for (int t = 0; t < tiles; ++t) {
       const int q = tile_start(t);
@@ -479,6 +461,7 @@ HWY_AFTER_NAMESPACE();
 namespace nibble {
 
 HWY_EXPORT(attend);
+HWY_EXPORT(softmax);
 HWY_EXPORT(merge);
 HWY_EXPORT(finish);
 HWY_EXPORT(encode);
@@ -487,6 +470,25 @@ void attend_span(const AttentionQueries& queries, const RecordPages& pages, int6
                  int64_t last, const AttentionShape& shape, const AttentionScratch& scratch,
                  const AttentionSums& out) {
   HWY_DYNAMIC_DISPATCH(attend)(queries, pages, first, last, shape, scratch, out);
+}
+
+void softmax_block(const AttentionQueries& queries, int first, int64_t start, float scale,
+                   const AttentionScratch& scratch, const AttentionSums& out) {
+  HWY_DYNAMIC_DISPATCH(softmax)(queries, first, start, scale, scratch, out);
+}
+
+void find_records(const RecordPages& pages, int64_t start, int64_t size, KvRecord* records) {
+  const int64_t value_bytes = kv_value_bytes(pages.cache);
+  const int64_t scale_bytes = kv_scale_bytes(pages.cache);
+  int64_t slot = start % pages.cache.page_size;
+  KvRecord record = pages.at(start);
+  for (int64_t j = 0; j < size; ++j, ++slot) {
+    if (slot == pages.cache.page_size) slot = 0, record = pages.at(start + j);
+    records[j] = record;
+    record.values += value_bytes;
+    record.scales += scale_bytes;
+  }
+  for (int64_t j = size; j < kAttentionBlock; ++j) records[j] = records[size - 1];
 }
 
 void merge_sums(const AttentionSums& sums, int64_t i, const AttentionSums& more, int64_t j,

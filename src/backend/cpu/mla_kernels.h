@@ -9,6 +9,7 @@ namespace nibble {
 
 inline constexpr int kAttentionBlock = 64;  // positions a step of the online softmax
 inline constexpr int kAttentionSpan = 512;  // positions that are summed before they are merged
+inline constexpr int kAttentionValueColumns = 64;  // of the latent, summed at once
 
 // Values of a row of `dim` floats in memory: rounded up, so that vectors need no tail.
 constexpr int64_t padded(int64_t dim) {
@@ -40,6 +41,8 @@ struct AttentionScratch {
   float* records = nullptr;  // [kAttentionBlock, padded(record_dim)]
   float* scores = nullptr;   // [n, kAttentionBlock]
   float* factors = nullptr;  // [n]
+  // With BF16 products: [n, record_dim + kAttentionBlock], and kAttentionBlock records' columns.
+  uint16_t* halves = nullptr;
 };
 
 // Sums over the positions [first, last) that a query may see; `first` is a multiple of
@@ -48,6 +51,22 @@ struct AttentionScratch {
 void attend_span(const AttentionQueries& queries, const RecordPages& pages, int64_t first,
                  int64_t last, const AttentionShape& shape, const AttentionScratch& scratch,
                  const AttentionSums& out);
+
+using SpanFunction = decltype(attend_span);
+
+// The same by BF16 products: queries and probabilities are rounded. BF16 records only, record_dim a
+// multiple of 32, latent_dim of kAttentionValueColumns.
+void attend_span_avx512bf16(const AttentionQueries& queries, const RecordPages& pages,
+                            int64_t first, int64_t last, const AttentionShape& shape,
+                            const AttentionScratch& scratch, const AttentionSums& out);
+
+// The addresses of the records [start, start + size), the last one repeated up to a whole block.
+void find_records(const RecordPages& pages, int64_t start, int64_t size, KvRecord* records);
+
+// A step of the softmax of the queries from `first` on over the scores of the block at `start`:
+// turns them into e^(score - top), and sets the factors of the earlier sums.
+void softmax_block(const AttentionQueries& queries, int first, int64_t start, float scale,
+                   const AttentionScratch& scratch, const AttentionSums& out);
 
 // Merges the sums of query `j` of `more`, of later positions, into query `i` of `sums`.
 void merge_sums(const AttentionSums& sums, int64_t i, const AttentionSums& more, int64_t j,

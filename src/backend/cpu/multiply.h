@@ -29,6 +29,14 @@ struct Product {
   }
 };
 
+// Of panels that are read once: fetches the lines that follow `line` at two distances, far ahead
+// into the L2 cache, which can wait for more lines at a time, and from there into the L1 cache.
+inline void prefetch_stream(const void* line) {
+  constexpr int kFarBytes = 57 * kNvfp4BlockBytes, kNearBytes = 7 * kNvfp4BlockBytes;
+  __builtin_prefetch(static_cast<const uint8_t*>(line) + kFarBytes, 0, 2);
+  __builtin_prefetch(static_cast<const uint8_t*>(line) + kNearBytes, 0, 3);
+}
+
 // `scratch`: memory of the calling thread, kept between calls.
 using MultiplyFunction = void (*)(const Product& product, Scratch<uint8_t>& scratch);
 
@@ -52,12 +60,15 @@ void multiply_f32(const Product& product, Scratch<uint8_t>& scratch);
 // kBF16 panels by BF16 dot products (AVX512-BF16).                        inputs kBF16
 void multiply_bf16_avx512bf16(const Product& product, Scratch<uint8_t>& scratch);
 
-// kNvfp4 panels by sums of 16-bit integers; the same bits from both.      inputs kInt16
+// kNvfp4 panels by sums of integers; the same bits from both.             inputs kInt16
 void multiply_nvfp4(const Product& product, Scratch<uint8_t>& scratch);
+//                                                                         inputs kSplit16
 void multiply_nvfp4_avx512vnni(const Product& product, Scratch<uint8_t>& scratch);
 
-// kInt8 panels by sums of 16-bit integers.                                inputs kInt16
+// kInt8 panels by sums of integers; the same bits from both.              inputs kInt16
 void multiply_int8(const Product& product, Scratch<uint8_t>& scratch);
+//                                                                         inputs kSplit16
+void multiply_int8_avx512vnni(const Product& product, Scratch<uint8_t>& scratch);
 
 // kNvfp4 panels by BF16 tiles (AMX).                                      inputs kBF16
 void multiply_nvfp4_amx(const Product& product, Scratch<uint8_t>& scratch);

@@ -21,6 +21,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // g++ takes the undefined registers of its own header for ours.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 
@@ -40,15 +41,12 @@ namespace nibble {
 namespace {
 
 constexpr int kMaxRows = 12;
-constexpr int kPrefetchBytes = 10 * kNvfp4BlockBytes;  // ahead
-constexpr float kRest = 128;                           // 2^8 of the scales / 2 of the codes
+constexpr float kRest = 128;  // 2^8 of the scales / 2 of the codes
 
+// Twice the values of the codes, raised by kSplitOffset.
 inline __m512i code_table() {
-  alignas(64) constexpr int16_t kTwice[32] = {0, 1,  2,  3,  4,  6,  8,  12,  //
-                                              0, -1, -2, -3, -4, -6, -8, -12,
-                                              0, 1,  2,  3,  4,  6,  8,  12,  //
-                                              0, -1, -2, -3, -4, -6, -8, -12};
-  return _mm512_load_si512(kTwice);
+  return _mm512_broadcast_i32x4(
+      _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4));
 }
 
 inline __m512 block_scales(const uint8_t* e4m3) {
@@ -56,61 +54,66 @@ inline __m512 block_scales(const uint8_t* e4m3) {
   return _mm512_cvtph_ps(_mm256_slli_epi16(halves, 7));
 }
 
-inline void prefetch_block(const uint8_t* block) {
-#pragma GCC unroll 9
-  for (int i = 0; i < kNvfp4BlockBytes; i += kLineBytes) {
-    _mm_prefetch(reinterpret_cast<const char*>(block + i), _MM_HINT_NTA);
-  }
+inline __m512i set_word(const uint8_t* bytes) {
+  int32_t word;
+  std::memcpy(&word, bytes, sizeof(word));
+  return _mm512_set1_epi32(word);
 }
 
-// Pairs t of the rows' 8 columns at `x`.
-template <int kRows, int kShift>
-inline void add_products(__m512i codes, __m512i table, const int32_t* const* x, int64_t at,
-                         __m512i* sum) {
-  const __m512i w = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, kShift), table);
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
-    sum[r] = _mm512_dpwssd_epi32(sum[r], w, _mm512_set1_epi32(x[r][at + kShift / 4]));
-  }
+// The 16 columns of a group: 4 bytes a lane each, as the input has them.
+struct Factors {
+  __m512i bytes[4];
+};
+
+inline Factors look_up(const uint8_t* lines, __m512i table) {
+  const __m512i low_nibble = _mm512_set1_epi8(15);
+  const __m512i first = _mm512_load_si512(lines), second = _mm512_load_si512(lines + kLineBytes);
+  const auto values = [&](__m512i codes) {
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(codes, low_nibble));
+  };
+  return {{values(first), values(_mm512_srli_epi16(first, 4)), values(second),
+           values(_mm512_srli_epi16(second, 4))}};
 }
 
-// `stream`: the panel is read once. Its lines then pass by the L2 cache.
-template <int kRows>
-__attribute__((noinline)) void multiply_tile(const Product& product, int64_t first_row, int64_t p,
-                                             bool stream) {
+// The exact sum of group `g` of a block of a row.
+inline __m512i sum_group(const Factors& w, const uint8_t* x, int g) {
+  __m512i high = _mm512_setzero_si512();
+  __m512i low = set_word(x + 2 * kSplitColumns + g * 4);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    high = _mm512_dpbusd_epi32(high, w.bytes[i], set_word(x + g * 16 + i * 4));
+    low = _mm512_dpbusd_epi32(low, w.bytes[i], set_word(x + kSplitColumns + g * 16 + i * 4));
+  }
+  return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+}
+
+// `kStream`: the panel is read once.
+template <int kRows, bool kStream>
+__attribute__((noinline)) void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
   const Panels& w = product.w;
   const uint8_t* panel = w.panel(p);
   const __m512i table = code_table();
-  const int32_t* x[kRows];
+  const uint8_t* x[kRows];
   __m512 total[kRows];
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-    x[r] = reinterpret_cast<const int32_t*>(product.x.row(first_row + r) + kInt16Header);
+    x[r] = product.x.row(first_row + r) + kInt16Header;
     total[r] = _mm512_setzero_ps();
   }
   const int64_t blocks = w.lines * kLineBytes / kNvfp4BlockBytes;
   const uint8_t* block = panel + kLineBytes;
   for (int64_t b = 0; b < blocks; ++b, block += kNvfp4BlockBytes) {
-    if (stream) prefetch_block(block + kPrefetchBytes);
+    if (kStream) prefetch_stream(block + 8 * kLineBytes);
+#pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
-      const __m512i low = _mm512_load_si512(block + g * 2 * kLineBytes);
-      const __m512i high = _mm512_load_si512(block + (g * 2 + 1) * kLineBytes);
-      const int64_t at = b * 32 + g * 8;
-      __m512i sum[kRows];
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) sum[r] = _mm512_setzero_si512();
-      add_products<kRows, 0>(low, table, x, at, sum);
-      add_products<kRows, 4>(low, table, x, at, sum);
-      add_products<kRows, 8>(low, table, x, at, sum);
-      add_products<kRows, 12>(low, table, x, at, sum);
-      add_products<kRows, 0>(high, table, x, at + 4, sum);
-      add_products<kRows, 4>(high, table, x, at + 4, sum);
-      add_products<kRows, 8>(high, table, x, at + 4, sum);
-      add_products<kRows, 12>(high, table, x, at + 4, sum);
+      const uint8_t* lines = block + g * 2 * kLineBytes;
+      if (kStream) prefetch_stream(lines), prefetch_stream(lines + kLineBytes);
+      const Factors factors = look_up(lines, table);
       const __m512 scale = block_scales(block + 8 * kLineBytes + g * kPanelRows);
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
-        total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), scale, total[r]);
+        const __m512i sum = sum_group(factors, x[r] + b * kSplitBlockBytes, g);
+        total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total[r]);
       }
     }
   }
@@ -132,7 +135,8 @@ __attribute__((noinline)) void multiply_tile(const Product& product, int64_t fir
 template <int kRows = kMaxRows>
 void multiply_rows(const Product& product, int64_t num_rows, int64_t first_row, int64_t p) {
   if (num_rows == kRows) {
-    multiply_tile<kRows>(product, first_row, p, num_rows == product.rows);
+    if (num_rows == product.rows) return multiply_tile<kRows, true>(product, first_row, p);
+    multiply_tile<kRows, false>(product, first_row, p);
   } else if constexpr (kRows > 1) {
     multiply_rows<kRows - 1>(product, num_rows, first_row, p);
   }

@@ -18,8 +18,8 @@
 //          line 8: 4 x 16 block scales (E4M3), those of columns 0..15 of all outputs first
 //
 // INT8 panels (the head) are not grouped either. A panel is 16 scales (FP32), 16 errors (FP32, see
-// head.h), then lines of 4 columns in the order of InputFormat::kInt16: two columns of all outputs,
-// then two more.
+// head.h), then lines of 4 columns, a word an output: columns 0, 2, 4 and 6 of 8 first, then 1, 3,
+// 5 and 7, as NVFP4's nibbles have them.
 //
 // K is padded by zeros to a whole line or block, the last panel by rows of zeros. FP8, and NVFP4
 // mixed with other formats, become BF16: a code, times its block scale, has at most 6 significant

@@ -11,10 +11,10 @@ namespace {
 
 constexpr int kColumnsAtOnce = 8;
 
-// Where column k of a lane lies, after the two lines of scales and errors: pairs (t, t + 4).
+// Where column k of a lane lies, after the two lines of scales and errors.
 int64_t int8_offset(int64_t k, int lane) {
-  const int64_t t = k % 4, half = k % 8 / 4, pair = k / 8 * 4 + t;
-  return 2 * kLineBytes + pair * (2 * kPanelRows) + lane * 2 + half;
+  const int64_t line = k / 8 * 2 + k % 2, byte = k % 8 / 2;
+  return (2 + line) * kLineBytes + lane * 4 + byte;
 }
 
 // Rounds a row, stores it, and returns the norm of what is stored.

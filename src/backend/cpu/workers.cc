@@ -26,10 +26,14 @@ Kernel best_kernel(PanelFormat format, const InstructionSets& sets, Want want) {
                 .block_bytes = 1 << 20};
       }
       if (sets.avx512vnni)
-        return {.input = InputFormat::kInt16, .multiply = multiply_nvfp4_avx512vnni};
+        return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vnni};
 #endif
       return {.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
     case PanelFormat::kInt8:
+#if defined(__x86_64__)
+      if (sets.avx512vnni)
+        return {.input = InputFormat::kSplit16, .multiply = multiply_int8_avx512vnni};
+#endif
       return {.input = InputFormat::kInt16, .multiply = multiply_int8};
   }
   return {};

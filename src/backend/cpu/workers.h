@@ -43,6 +43,12 @@ class Workers {
   // The most exact one: never rounds to BF16.
   const Kernel& exact_kernel(PanelFormat format) const { return exact_kernels_[size_t(format)]; }
 
+  // Whether attention may round queries and probabilities to BF16: where products with BF16 weights
+  // round their inputs.
+  bool rounds_attention() const {
+    return kernels_[size_t(PanelFormat::kBF16)].input == InputFormat::kBF16;
+  }
+
   // Thread `thread`'s share of `count` items. Items of a group of `unit` stay together.
   Share share(int thread, int64_t count, int64_t unit = 1) const {
     const int64_t units = (count + unit - 1) / unit;

@@ -1,0 +1,139 @@
+// out = x w^T of INT8 panels by dot products of bytes (vpdpbusd).
+//                                          x [M, K] 16-bit rows in bytes, w INT8 panels of 16
+//                                          outputs
+//
+// Factors are raised by 128 to be unsigned, and 128 times the inputs' sum is taken off again. As in
+// multiply_int8.cc, integer sums over 512 columns are exact, and are added in FP32 in rising order.
+#include "backend/cpu/multiply.h"
+
+#if defined(__x86_64__)
+
+#if defined(__GNUC__) && !defined(__clang__)
+// g++ takes the undefined registers of its own header for ours.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
+#endif
+
+namespace nibble {
+namespace {
+
+constexpr int kMaxRows = 8;
+constexpr int64_t kExactBlocks = 8;  // of kSplitColumns
+constexpr int kLineColumns = 4;
+constexpr int kBlockLines = kSplitColumns / kLineColumns;
+
+// -128 times the sum of the inputs of `count` blocks.
+inline int32_t offset_of(const uint8_t* x, int64_t count) {
+  __m128i sums = _mm_setzero_si128();
+  for (int64_t b = 0; b < count; ++b, x += kSplitBlockBytes) {
+    sums = _mm_add_epi32(sums, _mm_loadu_si128((const __m128i*)(x + 2 * kSplitColumns)));
+  }
+  const __m128i pairs = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
+  const __m128i all = _mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xb1));
+  return _mm_cvtsi128_si32(all) * (128 / kSplitOffset);
+}
+
+// `kStream`: the panel is read once.
+template <int kRows, bool kStream>
+__attribute__((noinline)) void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
+  const Panels& w = product.w;
+  const uint8_t* panel = w.panel(p);
+  const __m512i raise = _mm512_set1_epi8(int8_t(0x80));
+  const uint8_t* x[kRows];
+  __m512 total[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = product.x.row(first_row + r) + kInt16Header;
+    total[r] = _mm512_setzero_ps();
+  }
+  const int64_t lines = w.lines - 2;
+  const uint8_t* line = panel + 2 * kLineBytes;
+  constexpr int64_t kExactLines = kExactBlocks * kBlockLines;
+  for (int64_t first = 0; first < lines; first += kExactLines) {
+    const int64_t last = std::min(lines, first + kExactLines);
+    __m512i high[kRows], low[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      high[r] = _mm512_setzero_si512();
+      low[r] = _mm512_set1_epi32(offset_of(x[r], (last - first + kBlockLines - 1) / kBlockLines));
+    }
+    for (int64_t i = first; i < last; i += kBlockLines) {
+      const int64_t count = std::min<int64_t>(last - i, kBlockLines);
+      for (int64_t j = 0; j < count; ++j, line += kLineBytes) {
+        // With fewer rows the machine's own prefetching keeps ahead, and ours gets in its way.
+        if (kStream && kRows > 2) prefetch_stream(line);
+        const __m512i factors = _mm512_xor_si512(_mm512_load_si512(line), raise);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          int32_t bytes[2];
+          std::memcpy(&bytes[0], x[r] + j * kLineColumns, 4);
+          std::memcpy(&bytes[1], x[r] + kSplitColumns + j * kLineColumns, 4);
+          high[r] = _mm512_dpbusd_epi32(high[r], factors, _mm512_set1_epi32(bytes[0]));
+          low[r] = _mm512_dpbusd_epi32(low[r], factors, _mm512_set1_epi32(bytes[1]));
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) x[r] += kSplitBlockBytes;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[r], 8), low[r]);
+      total[r] = _mm512_add_ps(total[r], _mm512_cvtepi32_ps(sum));
+    }
+  }
+  const int64_t count = std::min<int64_t>(w.rows - p * kPanelRows, kPanelRows);
+  const __mmask16 mask = __mmask16((1u << count) - 1);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    float row_scale;
+    std::memcpy(&row_scale, product.x.row(first_row + r), sizeof(row_scale));
+    float* out = product.output(first_row + r, p);
+    __m512 y =
+        _mm512_mul_ps(total[r], _mm512_mul_ps(_mm512_load_ps(panel), _mm512_set1_ps(row_scale)));
+    if (product.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
+    _mm512_mask_storeu_ps(out, mask, y);
+  }
+}
+
+template <int kRows = kMaxRows>
+void multiply_rows(const Product& product, int64_t num_rows, int64_t first_row, int64_t p) {
+  if (num_rows == kRows) {
+    if (num_rows == product.rows) return multiply_tile<kRows, true>(product, first_row, p);
+    multiply_tile<kRows, false>(product, first_row, p);
+  } else if constexpr (kRows > 1) {
+    multiply_rows<kRows - 1>(product, num_rows, first_row, p);
+  }
+}
+
+}  // namespace
+
+void multiply_int8_avx512vnni(const Product& product, Scratch<uint8_t>&) {
+  for (int64_t p = product.first_panel; p < product.last_panel; ++p) {
+    for (int64_t row = 0; row < product.rows; row += kMaxRows) {
+      multiply_rows(product, std::min<int64_t>(kMaxRows, product.rows - row), row, p);
+    }
+  }
+}
+
+}  // namespace nibble
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif
