@@ -77,7 +77,7 @@ struct MachineLimits {
 inline constexpr double kHeadStep = 0.5 / 127 * (1 + 0x1p-7);
 inline constexpr int kHeadCandidates = 256;
 
-inline constexpr int kMostReads = 8;  // see Backend::start_read
+inline constexpr int kMostReads = 16;  // of two engines, see Backend::start_read
 
 class Backend {
  public:
