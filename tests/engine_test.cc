@@ -171,7 +171,7 @@ struct Seen {
     if (update.finish) finish = *update.finish;
     return !update.finish;
   }
-  size_t num_generated() const { return ids.size() + (finish.stop_token >= 0); }
+  size_t num_generated() const { return ids.size() + (finish.stop_token.has_value()); }
 };
 
 // Requests of all kinds, what ends them among these.
