@@ -4,6 +4,9 @@
 // Scores: tiles of queries by 4 positions, lanes over the values of a record. Values: 64 columns of
 // the latent at a time; records are interleaved by pairs of positions, then tiles of queries by 64
 // columns, positions innermost.
+//
+// Measured on one core of an EPYC (Zen 4) guest by its own time, others computing beside: 20
+// queries over 1,024 positions 169 of 235 GFLOP/s (72%).
 #include "backend/cpu/mla_kernels.h"
 
 #if defined(__x86_64__)

@@ -4,6 +4,9 @@
 //
 // Factors are raised by 128 to be unsigned, and 128 times the inputs' sum is taken off again. As in
 // multiply_int8.cc, integer sums over 512 columns are exact, and are added in FP32 in rising order.
+//
+// Measured on one core of an EPYC (Zen 4) guest by its own time, others computing beside, on a head
+// of 317 MB: one row 28 GB/s where plain reading gives 31, 4 rows 24.5.
 #include "backend/cpu/multiply.h"
 
 #if defined(__x86_64__)

@@ -1,19 +1,19 @@
-// out = x w^T of NVFP4 panels by 16-bit dot products (vpdpwssd).
-//                                          x [M, K] 16-bit rows, w NVFP4 panels of 16 outputs
+// out = x w^T of NVFP4 panels by dot products of bytes (vpdpbusd).
+//                               x [M, K] 16-bit rows in bytes, w NVFP4 panels of 16 outputs
 //
 //   sum[n] = sum over groups g of 16 columns, in rising order, by one FP32 accumulator:
 //            s[n][g] * (exact integer sum over the group of 2 code[n][k] * x[k])
 //   out[n] = sum[n] * (tensor_scale[n] * (row scale / 2))
 //
-// A register holds 16 outputs by 8 columns of codes; a shift brings one code of each 16-bit half
-// down, vpermw looks it up (it reads the low 5 bits; the table stands there twice), and the product
-// adds the pair to its output's lane. E4M3 scales become FP16 by a shift, 2^8 too small. A tile is
-// up to 12 rows by one panel; a panel is read once for all rows and stays in the L1 cache between
-// tiles.
+// A register holds 16 outputs by 8 columns of codes; its low and its high nibbles are looked up as
+// bytes, raised by 16 to be unsigned, and each product adds four columns to its output's lane: once
+// with the inputs' high bytes, once with the low ones. E4M3 scales become FP16 by a shift, 2^8 too
+// small. A tile is up to 12 rows by one panel; a panel is read once for all rows and stays in the
+// L1 cache between tiles.
 //
-// Measured on an EPYC (Zen 4) guest. One core, from the L2 cache: one row 54 Gweights/s (31 GB/s),
-// 4 rows 196 and 60 rows 206 of 236 GFLOP/s (87%). Two cores, from memory: one row 93% of what
-// plain reading gives, 4 rows 67%.
+// Measured on one core of an EPYC (Zen 4) guest by its own time, others computing beside: from
+// memory one row 28 to 31 GB/s where plain reading gives 31, 4 rows 13.4 GB/s, which is 190 of 235
+// GFLOP/s (81%), 512 rows 176 GFLOP/s (75%).
 #include "backend/cpu/multiply.h"
 
 #if defined(__x86_64__)
