@@ -156,6 +156,10 @@ def test_truncated_prompt(server):
     assert server.answer(COMPLETIONS, body)["choices"][0]["prompt_token_ids"] == [4, 5]
     body["truncation_side"] = "right"
     assert server.answer(COMPLETIONS, body)["choices"][0]["prompt_token_ids"] == [1, 2]
+    events = server.post(COMPLETIONS, {**body, "stream": True, "max_tokens": 4, "ignore_eos": True}).text.split("\n\n")
+    chunks = [json.loads(event[6:])["choices"][0] for event in events if event.startswith("data: {")]
+    assert len(chunks) > 1 and chunks[0]["prompt_token_ids"] == [1, 2]
+    assert not any("prompt_token_ids" in chunk for chunk in chunks[1:])
     body = {"prompt": [5] * 6000, "truncate_prompt_tokens": -1, "max_tokens": 6}
     assert server.answer(COMPLETIONS, body)["usage"]["prompt_tokens"] == 4090
 

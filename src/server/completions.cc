@@ -18,6 +18,7 @@ struct CompletionChoice {
   std::unique_ptr<ChoiceOutput> output{};
   CompletionLogprobs logprobs;
   bool begun = false;
+  bool has_prompt_ids = false;       // they have been written
   bool has_news = false;             // logprobs or ids that are not yet written
   std::string text{};                // not streamed: so far
   std::vector<int32_t> token_ids{};  // not yet written
@@ -137,7 +138,9 @@ void CompletionAnswer::write_choice(size_t index, std::string_view text, bool fi
   write_finish(*choice.output, finished, request_.no_output ? "length" : reason, writer);
   if (request_.generation.return_token_ids) {
     write_ids("token_ids", std::exchange(choice.token_ids, {}), writer);
-    write_ids("prompt_token_ids", choice.prompt->ids, writer);
+    if (!std::exchange(choice.has_prompt_ids, true)) {
+      write_ids("prompt_token_ids", choice.prompt->ids, writer);
+    }
   }
   if (request_.generation.prompt_logprobs) {
     LogprobStyle style = style_;
