@@ -213,7 +213,12 @@ class Packer {
   }
 
   int tiles_at_once() const {
-    return int(std::clamp<int64_t>((room_ - kSlack) / (kTileRows * row_bytes_), 1, packed_.tiles));
+    int64_t part_rows = host_.total_rows();  // of the smallest
+    for (const WeightPart& part : host_.parts) part_rows = std::min(part_rows, part.rows);
+    // A range of rows, two where there are halves, begins and ends within parts.
+    const int64_t by_sources = (kMaxSources - 4) * part_rows / kTileRows;
+    const int64_t by_room = (room_ - kSlack) / (kTileRows * row_bytes_);
+    return int(std::clamp<int64_t>(std::min(by_sources, by_room), 1, packed_.tiles));
   }
 
   // Tiles of matrix `matrix` of the stack, at most tiles_at_once().
