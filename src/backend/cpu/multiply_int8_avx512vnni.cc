@@ -11,15 +11,10 @@
 
 #if defined(__x86_64__)
 
-#if defined(__GNUC__) && !defined(__clang__)
-// g++ takes the undefined registers of its own header for ours.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
+
+#include "backend/cpu/intrinsics.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                          \
