@@ -179,8 +179,7 @@ void add_serve_flags(CLI::App& app, ServeOptions& o) {
   group->add_flag("--parse-special-tokens-in-messages", o.parse_special_tokens_in_messages,
                   "let text of messages act as special tokens, as vLLM does (off: it cannot)");
   group->add_flag("--return-tokens-as-token-ids,!--no-return-tokens-as-token-ids",
-                  o.return_tokens_as_token_ids,
-                  "write tokens of logprobs as token_id:N");
+                  o.return_tokens_as_token_ids, "write tokens of logprobs as token_id:N");
 }
 
 void add_chat_flags(CLI::App& app, ChatOptions& o) {
