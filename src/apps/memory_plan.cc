@@ -8,10 +8,10 @@
 namespace nibble {
 namespace {
 
-// The driver's context with a stack of 256 bytes a thread, the kernels' code, the small buffers,
+// The driver's context without a stack for its threads, the kernels' code, the small buffers,
 // what allocations are rounded up by and the reserve for recorded steps: what nvidia-smi shows on
 // an H100 beyond the rest of the plan, equal for every format of the cache.
-constexpr int64_t kContextBytes = int64_t(560) << 20;
+constexpr int64_t kContextBytes = int64_t(400) << 20;
 
 int64_t round_up(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;
@@ -45,10 +45,12 @@ int64_t codes_bytes(const Weight& w) {
 
 // The larger of what grouped experts and expanded attention keep for a step of `rows`.
 int64_t workspace_bytes_of(const GlmConfig& c, int64_t rows) {
-  constexpr int64_t kGroupedRows = 8192, kSlabPositions = 4096, kBF16 = 2, kF32 = 4;
+  constexpr int64_t kGroupedRows = 8192, kSlabPositions = 4096, kRowTile = 128;
+  constexpr int64_t kBF16 = 2, kF32 = 4;
   const int64_t pairs = std::min(rows, kGroupedRows) * (c.top_k + c.shared_experts);
-  const int64_t experts = pairs * (c.hidden * (kF32 + kBF16) +
-                                   int64_t(c.expert_dim) * kBF16);  // products, inputs, inner
+  const int64_t padded = pairs + (c.num_experts + c.shared_experts) * kRowTile;
+  const int64_t experts =  // products, inputs, inner
+      pairs * c.hidden * kF32 + padded * (c.hidden + int64_t(c.expert_dim)) * kBF16;
   const MlaShape mla = c.mla();
   const int64_t head_rows = mla.nope_dim + mla.value_dim;
   const int64_t slab = kSlabPositions * (mla.record_dim() + mla.heads * head_rows) * kBF16;

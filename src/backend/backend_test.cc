@@ -116,18 +116,27 @@ TEST_P(BackendTest, Linear) {
 }
 
 TEST_P(BackendTest, LinearRowsDoNotDependOnEachOther) {
+  const int64_t most = std::min<int64_t>(70, backend_->wide_rows() - 1);
   for (const auto& [outputs, inputs] :
        {std::pair<int64_t, int64_t>{704, 256}, {63, 272}, {24, 2320}}) {
     for (const Format format : {Format::kBF16, Format::kNvfp4, Format::kFp8, Format::kInt4}) {
       const Weight w = random_weight("w", Use::kLinear, format, 1, outputs, inputs, random_);
-      const int64_t rows = std::min<int64_t>(70, backend_->wide_rows() - 1);
-      const auto x = activations(rows * inputs);
-      const std::vector<float> zero(size_t(rows * outputs), 0.0f);
-      const auto all = run_linear(*backend_, w, x, zero, rows, false);
-      for (int64_t t = 0; t < rows; ++t) {
-        const std::vector<float> row(x.begin() + t * inputs, x.begin() + (t + 1) * inputs);
-        const auto alone = run_linear(*backend_, w, row, {zero.begin(), zero.begin() + outputs}, 1,
-                                      false, DType::kF32);
+      const auto x = activations(most * inputs);
+      const auto product = [&](int64_t first, int64_t rows) {
+        const std::vector<float> part(x.begin() + first * inputs,
+                                      x.begin() + (first + rows) * inputs);
+        return run_linear(*backend_, w, part, std::vector<float>(size_t(rows * outputs), 0.0f),
+                          rows, false);
+      };
+      const auto all = product(0, most);
+      for (const auto& [first, rows] : {std::pair<int64_t, int64_t>{3, 40}, {most - 9, 9}}) {
+        const auto some = product(first, std::min(rows, most - first));
+        for (size_t i = 0; i < some.size(); ++i) {
+          ASSERT_EQ(some[i], all[size_t(first * outputs) + i]) << rows << " rows from " << first;
+        }
+      }
+      for (int64_t t = 0; t < most; ++t) {
+        const auto alone = product(t, 1);
         for (int64_t n = 0; n < outputs; ++n) {
           ASSERT_EQ(alone[size_t(n)], all[size_t(t * outputs + n)]) << "row " << t << " out " << n;
         }

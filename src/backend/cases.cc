@@ -25,6 +25,8 @@ std::vector<LinearCase> linear_cases() {
     cases.push_back({70, 704, 256, format});
     cases.push_back({2, 576, 5120, format});
     cases.push_back({66, 40, 2560, format, true});
+    cases.push_back({40, 66, 2320, format, true});
+    cases.push_back({64, 200, 640, format});
     cases.push_back({300, 144, 192, format});
   }
   cases.push_back({1, 3072, 2048, Format::kBF16});

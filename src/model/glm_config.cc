@@ -132,7 +132,8 @@ GlmConfig GlmConfig::parse(const JsonFile& file) {
     c.expert_dim = size("moe_intermediate_size");
     c.num_experts = int(number_of_experts(file));
     c.shared_experts = int(file.integer("n_shared_experts", 0, 64).value_or(1));
-    c.top_k = int(file.required_integer("num_experts_per_tok", 1, c.num_experts));
+    c.top_k = int(file.required_integer("num_experts_per_tok", 1,
+                                        std::min(c.num_experts, GlmConfig::kMostExpertsAToken)));
     c.normalize_top_k = file.boolean("norm_topk_prob").value_or(true);
     c.routed_scaling = float(file.required_number("routed_scaling_factor", 0, 1e6));
     if (c.shared_experts == 0) file.fail("n_shared_experts", "is 0; at least 1 is supported");

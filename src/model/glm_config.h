@@ -24,8 +24,9 @@ struct GlmConfig {
   int nope_dim = 0;
   int rope_dim = 0;
   int value_dim = 0;
-  int dense_dim = 0;   // width of a dense feed-forward
-  int expert_dim = 0;  // width of one expert
+  int dense_dim = 0;                             // width of a dense feed-forward
+  int expert_dim = 0;                            // width of one expert
+  static constexpr int kMostExpertsAToken = 32;  // backends choose them in a vector's lanes
   int num_experts = 0;
   int shared_experts = 0;
   int top_k = 0;

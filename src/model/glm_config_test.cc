@@ -116,5 +116,14 @@ TEST(GlmConfig, AbsurdValuesAreRefused) {
   }
 }
 
+TEST(GlmConfig, MoreExpertsATokenThanBackendsChooseAreRefused) {
+  auto json = pocket();
+  json["n_routed_experts"] = 64;
+  json["num_experts_per_tok"] = 32;
+  EXPECT_EQ(parse(json).top_k, 32);
+  json["num_experts_per_tok"] = 33;
+  EXPECT_NE(error_of(json).find("num_experts_per_tok"), std::string::npos) << error_of(json);
+}
+
 }  // namespace
 }  // namespace nibble

@@ -58,6 +58,21 @@ __device__ __forceinline__ void load_columns(const T* row, int64_t k, int64_t co
   for (int i = 0; i < kLaneColumns; ++i) v[i] = k + i < cols ? to_float(row[k + i]) : 0.0f;
 }
 
+// The same as they lie in memory.
+template <typename T>
+__device__ __forceinline__ Columns<T> raw_columns(const T* row, int64_t k, int64_t cols) {
+  Columns<T> columns;
+  if (is_whole(row, k, cols)) {
+    columns.load(row + k);
+    return columns;
+  }
+  __align__(16) T values[kLaneColumns];
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) values[i] = k + i < cols ? row[k + i] : from_float<T>(0);
+  columns.load(values);
+  return columns;
+}
+
 // Those of them that the row has.
 template <typename T>
 __device__ __forceinline__ void store_columns(const float (&v)[kLaneColumns], int64_t k,

@@ -5,7 +5,6 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr size_t kStackBytes = 256;  // no kernel of ours needs more
 constexpr int kOldestArch = 80;
 
 std::string version_text(int version) {
@@ -99,7 +98,8 @@ Device open_device(int index) {
                 "; 8.0 (Ampere) or newer is needed, or --device cpu");
   }
   device.make_current();
-  CUDA_CHECK(cudaDeviceSetLimit(cudaLimitStackSize, kStackBytes));
+  // No kernel has a stack; the driver would keep the default's 1 KiB for every thread there may be.
+  CUDA_CHECK(cudaDeviceSetLimit(cudaLimitStackSize, 0));
   return device;
 }
 

@@ -95,7 +95,7 @@ struct DownWork {
   const Slots& slots;
   SharedSlots own;
   const Activations& inner;
-  uint4* staged;      // [slots, inner.cols / 8]
+  uint4* staged;      // of the warp's tile: [slots, inner.cols / 8]
   float* products;    // [slots, 16 tiles_a_block]
   int slice_columns;  // of a warp
   int tiles_a_block, first_tile;
@@ -168,6 +168,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
   let_successor_begin();
   auto* after = shared + StreamShape<Unit, 1>::shared_bytes(int(blockDim.x) / kWarp);
   auto* staged = reinterpret_cast<uint4*>(after + slot_bytes(slots.count));
+  const int pieces = slots.count * inner.cols / 8, part = int(threadIdx.x) / kWarp / w.slices;
   const SharedSlots own{reinterpret_cast<int*>(after),
                         reinterpret_cast<float*>(after) + slots.count};
   const int outputs = together * kTileRows;
@@ -175,8 +176,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
                       .slots = slots,
                       .own = own,
                       .inner = inner,
-                      .staged = staged,
-                      .products = reinterpret_cast<float*>(staged + slots.count * inner.cols / 8),
+                      .staged = staged + part * pieces,
+                      .products = reinterpret_cast<float*>(staged + together * pieces),
                       .slice_columns = w.units_per_slice * Unit::kInputs,
                       .tiles_a_block = together,
                       .first_tile = int(blockIdx.x) * together};
@@ -220,7 +221,7 @@ void experts_row(const Context& context, const Activations& x, const Routing& ro
     const auto kernel = down_row_kernel<Unit>;
     const int together = tiles_together(down), warps = together * down.slices;
     const size_t row_bytes =
-        size_t(inner.cols) * sizeof(bf16) + size_t(together * kTileRows) * sizeof(float);
+        together * (size_t(inner.cols) * sizeof(bf16) + kTileRows * sizeof(float));
     const size_t shared_bytes = StreamShape<Unit, 1>::shared_bytes(warps) +
                                 slot_bytes(slots.count) + size_t(slots.count) * row_bytes;
     allow_shared(kernel, shared_bytes);

@@ -30,6 +30,10 @@ struct Nvfp4Unit {
   static constexpr int kInputs = 128, kChunks = 2, kBytes = 1152, kProducts = 1;
   static constexpr int kStages = 4;  // of a warp's ring
 
+  struct Raw {
+    uint4 codes[2];
+    uint32_t scales;
+  };
   struct Registers {
     uint32_t codes[2][4];
     uint32_t scales[2][2];  // of rows g and g + 8, as pairs of BF16
@@ -41,18 +45,25 @@ struct Nvfp4Unit {
     copy_async_4(shared + 1024 + lane * 4, unit + 1024 + lane * 4);
   }
 
-  static __device__ __forceinline__ Registers read(const uint8_t* shared, int lane) {
+  static __device__ __forceinline__ Raw load(const uint8_t* unit, int lane) {
+    return {{*reinterpret_cast<const uint4*>(unit + lane * 16),
+             *reinterpret_cast<const uint4*>(unit + 512 + lane * 16)},
+            *reinterpret_cast<const uint32_t*>(unit + 1024 + lane * 4)};
+  }
+  static __device__ __forceinline__ Registers unpack(const Raw& raw) {
     Registers r;
     for (int c = 0; c < 2; ++c) {
-      const uint4 q = *reinterpret_cast<const uint4*>(shared + c * 512 + lane * 16);
+      const uint4 q = raw.codes[c];
       r.codes[c][0] = q.x, r.codes[c][1] = q.y, r.codes[c][2] = q.z, r.codes[c][3] = q.w;
     }
-    const uint32_t bytes = *reinterpret_cast<const uint32_t*>(shared + 1024 + lane * 4);
-    r.scales[0][0] = scale_pair(__byte_perm(bytes, 0, 0x4040));
-    r.scales[0][1] = scale_pair(__byte_perm(bytes, 0, 0x4141));
-    r.scales[1][0] = scale_pair(__byte_perm(bytes, 0, 0x4242));
-    r.scales[1][1] = scale_pair(__byte_perm(bytes, 0, 0x4343));
+    r.scales[0][0] = scale_pair(__byte_perm(raw.scales, 0, 0x4040));
+    r.scales[0][1] = scale_pair(__byte_perm(raw.scales, 0, 0x4141));
+    r.scales[1][0] = scale_pair(__byte_perm(raw.scales, 0, 0x4242));
+    r.scales[1][1] = scale_pair(__byte_perm(raw.scales, 0, 0x4343));
     return r;
+  }
+  static __device__ __forceinline__ Registers read(const uint8_t* shared, int lane) {
+    return unpack(load(shared, lane));
   }
 
   // The A fragment of product j of a chunk: e2m1 * 2^-126 times e4m3 * 2^106, exact.
@@ -82,6 +93,7 @@ struct ValueUnit {
   struct Registers {
     uint4 values[products][4];
   };
+  using Raw = Registers;
 
   static __device__ __forceinline__ void fetch(uint8_t* shared, const uint8_t* unit, int lane) {
 #pragma unroll
@@ -90,13 +102,19 @@ struct ValueUnit {
     }
   }
 
-  static __device__ __forceinline__ Registers read(const uint8_t* shared, int lane) {
-    Registers r;
+  static __device__ __forceinline__ Raw load(const uint8_t* unit, int lane) {
+    Raw r;
 #pragma unroll
     for (int j = 0; j < 4 * products; ++j) {
-      r.values[j / 4][j % 4] = *reinterpret_cast<const uint4*>(shared + j * 512 + lane * 16);
+      r.values[j / 4][j % 4] = *reinterpret_cast<const uint4*>(unit + j * 512 + lane * 16);
     }
     return r;
+  }
+  static __device__ __forceinline__ Registers unpack(const Raw& raw) {
+    return raw;
+  }
+  static __device__ __forceinline__ Registers read(const uint8_t* shared, int lane) {
+    return load(shared, lane);
   }
 
   static __device__ __forceinline__ void fragment(const Registers& r, int, int j, int product,

@@ -5,15 +5,11 @@
 namespace nibble::cuda {
 namespace {
 
-// Whether streaming the matrix once for each 8 rows takes less time than tiles do.
-bool streams(const Context& context, int64_t rows, const PackedMatrices& w) {
-  if (rows <= 8 || rows > kMaxStreamedRows) return rows <= 8;
-  // Measured on an H100: blocks of 8 tiles, two a multiprocessor, take a unit while this many bytes
-  // stream.
-  constexpr int64_t kUnitTimeBytes = 2400 << 10;
-  const int64_t at_once = 16 * context.device.num_processors;
-  const int64_t waves = (w.tiles + at_once - 1) / at_once;
-  return (rows + 7) / 8 * w.tiles * w.tile_bytes <= waves * w.units * kUnitTimeBytes;
+constexpr int64_t kFewRows = 8;
+
+// Whether tiles of 128 outputs by 64 rows would leave multiprocessors without work.
+bool has_few_tiles(const Context& context, const PackedMatrices& w) {
+  return w.tiles < 8 * context.device.num_processors;
 }
 
 }  // namespace
@@ -25,11 +21,13 @@ std::shared_ptr<const void> upload_linear(const Uploads& to, const Weight& host)
 void linear(const Context& context, Tensor x, const Weight& w, Tensor out, bool accumulate) {
   CHECK(x.cols == w.cols && out.cols == w.rows && x.rows == out.rows, "%s", w.name.c_str());
   if (x.rows == 0) return;
-  void* memory = context.workspace.fit(inputs_bytes(x));
   const Results results{out.data, out.stride, out.dtype == DType::kF32, accumulate};
   const auto& packed = resident_as<PackedMatrices>(w);
-  if (streams(context, x.rows, packed)) {
+  void* memory = context.workspace.fit(inputs_bytes(x));
+  if (x.rows <= kFewRows) {
     linear_stream(context, inputs_of(context, x, memory), packed, results);
+  } else if (x.rows <= kMaxStreamedRows && has_few_tiles(context, packed)) {
+    linear_groups(context, inputs_of(context, x, memory), packed, results);
   } else {
     linear_tiles(context, x, packed, results, memory);
   }

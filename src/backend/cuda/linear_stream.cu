@@ -27,8 +27,8 @@ struct InputMemory {
 struct PlainRows {
   Activations x;
 
-  static size_t shared_bytes(int) { return 0; }
-  __device__ static InputMemory memory(float*, uint8_t*, int) { return {}; }
+  static size_t shared_bytes(int, int) { return 0; }
+  __device__ static InputMemory memory(float*, uint8_t*, int, int) { return {}; }
   __device__ Activations begin(int first_row, int rows, int, int, const InputMemory&) const {
     wait_for_predecessor();
     const auto* data = static_cast<const bf16*>(x.data) + first_row * x.stride;
@@ -37,13 +37,16 @@ struct PlainRows {
   __device__ void end(const InputMemory&) const {}
 };
 
-// One row: a warp brings the columns of its slice into shared memory, all at once.
+// One row: a warp brings the columns of its slice into shared memory, all at once. The warps of
+// each tile have a row of their own there.
 struct PlainRow {
   Activations x;
 
-  static size_t shared_bytes(int cols) { return size_t(cols) * sizeof(bf16); }
-  __device__ static InputMemory memory(float* sums, uint8_t* own, int) {
-    return {.sums = sums, .inputs = own};
+  static size_t shared_bytes(int cols, int together) {
+    return size_t(together) * cols * sizeof(bf16);
+  }
+  __device__ static InputMemory memory(float* sums, uint8_t* own, int cols, int part) {
+    return {.sums = sums, .inputs = own + size_t(part) * cols * sizeof(bf16)};
   }
   __device__ Activations begin(int, int, int first, int end, const InputMemory& memory) const {
     constexpr int kAtOnce = 3;  // loads of a lane
@@ -76,8 +79,10 @@ struct NormedRow {
   unsigned* arrived;  // 0 between launches
   unsigned ticket = 0;
 
-  static size_t shared_bytes(int cols) { return size_t(cols) * (sizeof(bf16) + sizeof(float)); }
-  __device__ static InputMemory memory(float* sums, uint8_t* own, int cols) {
+  static size_t shared_bytes(int cols, int) {
+    return size_t(cols) * (sizeof(bf16) + sizeof(float));
+  }
+  __device__ static InputMemory memory(float* sums, uint8_t* own, int cols, int) {
     return {.sums = sums,
             .added = reinterpret_cast<float*>(own),
             .inputs = own + size_t(cols) * sizeof(float)};
@@ -128,9 +133,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, StreamShape<Unit, kColumns>:
   const int first_row = int(blockIdx.y) * kColumns, rows = min(kColumns, num_rows - first_row);
   const LinearWork plain{
       .w = w, .out = out, .rows = rows, .first_row = first_row, .tiles_an_item = together};
-  const InputMemory memory = Source::memory(reinterpret_cast<float*>(shared),
-                                            shared + Shape::shared_bytes(int(blockDim.x) / kWarp),
-                                            w.units * Unit::kInputs);
+  const InputMemory memory = Source::memory(
+      reinterpret_cast<float*>(shared), shared + Shape::shared_bytes(int(blockDim.x) / kWarp),
+      w.units * Unit::kInputs, int(threadIdx.x) / kWarp / w.slices);
   const StreamedLinear<Source> work{plain, source, memory, w.units_per_slice * Unit::kInputs};
   const int begin = int(unsigned(items) * blockIdx.x / gridDim.x);
   const int end = int(unsigned(items) * (blockIdx.x + 1) / gridDim.x);
@@ -151,7 +156,7 @@ void launch_stream(const Context& context, const PackedMatrices& w, const Source
   const int together = tiles_together(w), warps = together * w.slices;
   const unsigned items = blocks_for(w.tiles, together);
   const size_t shared_bytes =
-      Shape::shared_bytes(warps) + Source::shared_bytes(w.units * Unit::kInputs);
+      Shape::shared_bytes(warps) + Source::shared_bytes(w.units * Unit::kInputs, together);
   const auto kernel = linear_stream_kernel<Unit, kColumns, Source>;
   allow_shared(kernel, shared_bytes);
   launch(context,

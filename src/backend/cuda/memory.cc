@@ -8,7 +8,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr size_t kAlignment = 256;
-constexpr size_t kChunkBytes = size_t(64) << 20;
+constexpr size_t kChunkBytes = size_t(16) << 20;
 
 size_t aligned(size_t bytes) {
   return (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;

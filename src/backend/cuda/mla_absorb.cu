@@ -1,13 +1,12 @@
 // kv_b's two halves for rows that attend absorbed, straight from its own format:
 //
-//   absorb_queries  q'[h][c] = scale sum_d q[h][d] kv_b[h][d][c]         K = 192, across kv_b's
-//   rows join_splits     out[h][n] = sum_c o[h][c] kv_b[h][192 + n][c]        K = 512, along kv_b's
-//   rows
+//   absorb_queries  q'[h][c] = scale sum_d q[h][d] kv_b[h][d][c]      K = 192, across kv_b's rows
+//   join_splits     out[h][n] = sum_c o[h][c] kv_b[h][192 + n][c]     K = 512, along kv_b's rows
 //
 // kv_b is the A factor, 8 rows of the batch are B's columns, so that one row and many take the same
 // products in the same order. A block of 8 warps: 128 columns of a head in 4 slices of K, or 64
-// outputs of a head in 2 slices; slices are added in order. kv_b is fetched before the predecessor
-// has ended.
+// outputs of a head in 2 slices, by up to 32 rows; slices are added in order. kv_b is fetched
+// before the predecessor has ended.
 #include "backend/cuda/dtypes.h"
 #include "backend/cuda/mla_stages.h"
 #include "backend/cuda/mla_store.cuh"
@@ -96,24 +95,32 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < 4; ++i) row_scales[s][i] = Up::row_scale(w, row + 4 * i);
   }
+  In x[kSliceSteps][4];
+  const auto load = [&](int begin) {
+    const bool is_row = begin + g < b.num_rows;
+    const In* from = q.row(b.first_row + (is_row ? begin + g : 0)) + head * kQuery + first;
+#pragma unroll
+    for (int s = 0; s < kSliceSteps; ++s) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[s][i] = is_row ? from[16 * s + 4 * i] : from_float<In>(0.0f);
+    }
+  };
   wait_for_predecessor();
+  load(int(blockIdx.y) * b.tiles * kRows);
   for (int tile = 0; tile < b.tiles; ++tile) {
     const int begin = (blockIdx.y * b.tiles + tile) * kRows;
     if (begin >= b.num_rows) return;
-    const bool is_row = begin + g < b.num_rows;
-    const In* from = q.row(b.first_row + (is_row ? begin + g : 0)) + head * kQuery + first;
     float acc[4][4] = {};
 #pragma unroll
     for (int s = 0; s < kSliceSteps; ++s) {
-      float x[4];
+      float v[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        x[i] = is_row ? to_float(from[16 * s + 4 * i]) * row_scales[s][i] : 0.0f;
-      }
-      const uint32_t factor[2] = {pack(x[0], x[1], Value()), pack(x[2], x[3], Value())};
+      for (int i = 0; i < 4; ++i) v[i] = to_float(x[s][i]) * row_scales[s][i];
+      const uint32_t factor[2] = {pack(v[0], v[1], Value()), pack(v[2], v[3], Value())};
 #pragma unroll
       for (int j = 0; j < 4; ++j) multiply(acc[j], a[s][j], factor, Value());
     }
+    if (tile + 1 < b.tiles) load(begin + kRows);
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -152,15 +159,16 @@ __global__ void __launch_bounds__(kThreads)
 // need them, many once, by average_kernel.
 constexpr int kBlockSplits = 4, kSlots = 16;  // block sums kept at once
 constexpr int kOutputs = 64, kInputPitch = kLatent + 8;
+constexpr int kChunks = kLatent / 64 / 2;  // of a slice
 constexpr int kFewRows = 2;
+constexpr int kMostTiles = 4;  // of kRows rows, a block
 
 struct JoinShared {
   float blocks[kSlots][kLatent];
-  float top, weight;  // weight: 1 / the sum over splits of 2^(log_sum - top)
 };
 
 struct OutputBlocks {
-  int heads = 0, first_row = 0, num_rows = 0, slabs = 0;  // slabs of kOutputs a block
+  int heads = 0, first_row = 0, num_rows = 0, tiles = 1;  // tiles of kRows a block
 };
 
 __device__ __forceinline__ void add_split(const uint4 (&v)[2], float weight, float (&sum)[16]) {
@@ -223,62 +231,127 @@ __device__ float2 join_row(const Partials& p, int64_t first, int splits, JoinSha
   return total;
 }
 
-// Blocks: x = head, y = row. Averages in the order that kv_b's values have.
+// Two columns of an average, in the order that kv_b's values have.
+template <KvFormat format>
+__device__ __forceinline__ void store_average(float2 average, int pair, uint16_t* to) {
+  using Up = UpRows<format>;
+  const uint32_t packed = pack(average.x, average.y, typename Up::Value());
+  to[Up::place(2 * pair)] = uint16_t(packed);
+  to[Up::place(2 * pair + 1)] = uint16_t(packed >> 16);
+}
+
+// Blocks: x = head, y = row.
 template <KvFormat format>
 __global__ void __launch_bounds__(kThreads)
     average_kernel(Partials p, OutputBlocks b, StepView step, uint16_t* out) {
-  using Up = UpRows<format>;
   __shared__ JoinShared shared;
   let_successor_begin();
   const int splits = splits_of(step.positions[b.first_row + blockIdx.y] + 1);
   const int64_t index = int64_t(blockIdx.y) * b.heads + blockIdx.x;
   wait_for_predecessor();
   const float2 average = join_row(p, index * p.max_splits, splits, shared);
-  const uint32_t pair = pack(average.x, average.y, typename Up::Value());
-  out[index * kLatent + Up::place(2 * threadIdx.x)] = uint16_t(pair);
-  out[index * kLatent + Up::place(2 * threadIdx.x + 1)] = uint16_t(pair >> 16);
+  store_average<format>(average, threadIdx.x, out + index * kLatent);
 }
 
-// Blocks: x = head and slabs of outputs, y = rows. `averages`: where they are joined already.
-template <KvFormat format, typename Out>
-__global__ void __launch_bounds__(kThreads)
-    join_kernel(Partials p, const uint16_t* averages, LatentUp w, OutputBlocks b, StepView step,
-                Matrix<Out> out) {
+// The chunks of kv_b that a warp multiplies by: of 16 outputs, a slice of K.
+template <KvFormat format>
+struct OutputFactor {
   using Up = UpRows<format>;
   using Value = typename Up::Value;
-  constexpr int kSlabs = kValue / kOutputs, kChunks = kLatent / 64 / 2;  // chunks of a slice
-  __shared__ JoinShared shared;
-  __shared__ __align__(16) uint16_t input[kRows][kInputPitch];
-  __shared__ float slices[4][kWarp][4];
-  let_successor_begin();
-  const int blocks_a_head = kSlabs / b.slabs;
-  const int head = blockIdx.x / blocks_a_head, first_slab = blockIdx.x % blocks_a_head * b.slabs;
-  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int tile = threadIdx.x / kWarp % 4, slice = threadIdx.x / kWarp / 4;
-  const int begin = blockIdx.y * kRows, rows = min(kRows, b.num_rows - begin);
   typename Up::Along raw[kChunks][2];
-  const auto fetch = [&](int slab) {
-    const int64_t row = int64_t(head) * kUpRows + kNope + slab * kOutputs + tile * 16 + g;
+
+  __device__ __forceinline__ void fetch(const LatentUp& w, int64_t row, int slice, int t) {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       raw[c][0] = Up::load_along(w, row, slice * kChunks + c, t);
       raw[c][1] = Up::load_along(w, row + 8, slice * kChunks + c, t);
     }
+  }
+
+  // Of `tiles` tiles of rows; input: rows of kInputPitch.
+  template <int tiles>
+  __device__ __forceinline__ void multiply_rows(const uint16_t* input, int used, int slice,
+                                                float (&sums)[tiles][4]) const {
+    const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
+    float pairs[2][tiles][4];  // of chunks: the first two, the last two
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      uint32_t low[4][2], high[4][2];
+      Up::decode(raw[c][0], low);
+      Up::decode(raw[c][1], high);
+#pragma unroll
+      for (int n = 0; n < tiles; ++n) {
+        if (n >= used) break;
+        const uint16_t* from =
+            input + (n * kRows + g) * kInputPitch + (slice * kChunks + c) * 64 + 16 * t;
+        uint32_t x[8];
+        *reinterpret_cast<uint4*>(x) = *reinterpret_cast<const uint4*>(from);
+        *reinterpret_cast<uint4*>(x + 4) = *reinterpret_cast<const uint4*>(from + 8);
+        float acc[4] = {};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t a[4] = {low[j][0], high[j][0], low[j][1], high[j][1]};
+          const uint32_t factor[2] = {x[2 * j], x[2 * j + 1]};
+          multiply(acc, a, factor, Value());
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          pairs[c / 2][n][i] = c % 2 == 0 ? acc[i] : pairs[c / 2][n][i] + acc[i];
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < tiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[n][i] = n < used ? pairs[0][n][i] + pairs[1][n][i] : 0.0f;
+    }
+  }
+};
+
+// What a block shares beside its inputs: many rows have their averages.
+template <int tiles>
+struct OutputShared {
+  float slices[tiles][4][kWarp][4];
+};
+template <>
+struct OutputShared<1> {
+  union {
+    JoinShared join;
+    float slices[1][4][kWarp][4];
   };
-  if constexpr (format == KvFormat::kNvfp4) fetch(first_slab);
-  for (int i = threadIdx.x; i < kRows * kInputPitch / 8; i += kThreads) {
+};
+
+// Blocks: x = head and kOutputs outputs, y = rows. `averages`: where they are joined already, as
+// for several tiles.
+template <KvFormat format, typename Out, int tiles>
+__global__ void __launch_bounds__(kThreads, 2)
+    join_kernel(Partials p, const uint16_t* averages, LatentUp w, OutputBlocks b, StepView step,
+                Matrix<Out> out) {
+  using Up = UpRows<format>;
+  constexpr int kSlabs = kValue / kOutputs;
+  __shared__ OutputShared<tiles> shared;
+  __shared__ __align__(16) uint16_t input[tiles * kRows][kInputPitch];
+  let_successor_begin();
+  const int head = blockIdx.x / kSlabs, slab = blockIdx.x % kSlabs;
+  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int tile = threadIdx.x / kWarp % 4, slice = threadIdx.x / kWarp / 4;
+  const int begin = blockIdx.y * tiles * kRows, rows = min(tiles * kRows, b.num_rows - begin);
+  const int64_t first = int64_t(head) * kUpRows + kNope + slab * kOutputs + tile * 16 + g;
+  OutputFactor<format> factor;
+  if constexpr (format == KvFormat::kNvfp4) factor.fetch(w, first, slice, t);
+  for (int i = threadIdx.x; i < tiles * kRows * kInputPitch / 8; i += kThreads) {
     reinterpret_cast<uint4*>(input)[i] = make_uint4(0, 0, 0, 0);
   }
   wait_for_predecessor();
   __syncthreads();
-  if (averages == nullptr) {
-    for (int row = 0; row < rows; ++row) {
-      const int splits = splits_of(step.positions[b.first_row + begin + row] + 1);
-      const float2 average =
-          join_row(p, (int64_t(begin + row) * b.heads + head) * p.max_splits, splits, shared);
-      const uint32_t pair = pack(average.x, average.y, Value());
-      input[row][Up::place(2 * threadIdx.x)] = uint16_t(pair);
-      input[row][Up::place(2 * threadIdx.x + 1)] = uint16_t(pair >> 16);
+  if (tiles == 1 && averages == nullptr) {
+    if constexpr (tiles == 1) {
+      for (int row = 0; row < rows; ++row) {
+        const int splits = splits_of(step.positions[b.first_row + begin + row] + 1);
+        const float2 average = join_row(p, (int64_t(begin + row) * b.heads + head) * p.max_splits,
+                                        splits, shared.join);
+        store_average<format>(average, threadIdx.x, input[row]);
+      }
     }
   } else {
     for (int i = threadIdx.x; i < rows * (kLatent / 8); i += kThreads) {
@@ -287,46 +360,32 @@ __global__ void __launch_bounds__(kThreads)
           averages + (int64_t(begin + row) * b.heads + head) * kLatent)[piece];
     }
   }
-  if constexpr (format != KvFormat::kNvfp4) fetch(first_slab);  // too wide to hold meanwhile
+  if constexpr (format != KvFormat::kNvfp4) factor.fetch(w, first, slice, t);  // too wide to hold
   __syncthreads();
-  for (int slab = first_slab; slab < first_slab + b.slabs; ++slab) {
-    float acc[kChunks][4] = {};
+  float sums[tiles][4];
+  const int used = (rows + kRows - 1) / kRows;
+  factor.template multiply_rows<tiles>(input[0], used, slice, sums);
+  if (slice == 1) {
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      uint32_t low[4][2], high[4][2], x[8];
-      Up::decode(raw[c][0], low);
-      Up::decode(raw[c][1], high);
-      const uint16_t* from = &input[g][(slice * kChunks + c) * 64 + 16 * t];
-      *reinterpret_cast<uint4*>(x) = *reinterpret_cast<const uint4*>(from);
-      *reinterpret_cast<uint4*>(x + 4) = *reinterpret_cast<const uint4*>(from + 8);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const uint32_t a[4] = {low[j][0], high[j][0], low[j][1], high[j][1]};
-        const uint32_t factor[2] = {x[2 * j], x[2 * j + 1]};
-        multiply(acc[c], a, factor, Value());
-      }
+    for (int n = 0; n < tiles; ++n) {
+      *reinterpret_cast<float4*>(shared.slices[n][tile][lane]) =
+          make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
     }
-    if (slab + 1 < first_slab + b.slabs) fetch(slab + 1);
-    float sum[4];
+  }
+  __syncthreads();
+  if (slice == 1) return;
+  const float scale = w.scale * Up::kScale;
+  const float scales[2] = {scale * Up::row_scale(w, first), scale * Up::row_scale(w, first + 8)};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] = (acc[0][i] + acc[1][i]) + (acc[2][i] + acc[3][i]);
-    if (slice == 1) {
-      *reinterpret_cast<float4*>(slices[tile][lane]) = make_float4(sum[0], sum[1], sum[2], sum[3]);
-    }
-    __syncthreads();
-    if (slice == 0) {
+  for (int n = 0; n < tiles; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = begin + 2 * t + i % 2;
-        const int n = slab * kOutputs + tile * 16 + g + i / 2 * 8;
-        if (row >= b.num_rows) continue;
-        const float scale =
-            w.scale * Up::kScale * Up::row_scale(w, int64_t(head) * kUpRows + kNope + n);
-        out.row(b.first_row + row)[head * kValue + n] =
-            from_float<Out>((sum[i] + slices[tile][lane][i]) * scale);
-      }
+    for (int i = 0; i < 4; ++i) {
+      const int row = n * kRows + 2 * t + i % 2;
+      if (row >= rows) continue;
+      out.row(b.first_row + begin +
+              row)[head * kValue + slab * kOutputs + tile * 16 + g + i / 2 * 8] =
+          from_float<Out>((sums[n][i] + shared.slices[n][tile][lane][i]) * scales[i / 2]);
     }
-    __syncthreads();
   }
 }
 
@@ -371,13 +430,13 @@ void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, cons
 
 void join_splits(const Context& context, Partials partials, const LatentUp& kv_b,
                  const MlaShape& shape, RowRange rows, void* averages, Tensor out) {
-  // Few rows: more blocks, each of which joins the splits again.
+  // Few rows: every block that needs one joins its splits again.
   const bool few = rows.count <= kFewRows;
-  const int slabs = rows.count > 16 ? 4 : 1;
+  const int tiles = rows.count > 2 * kRows ? kMostTiles : 1;
   const OutputBlocks blocks{
-      .heads = shape.heads, .first_row = rows.first, .num_rows = rows.count, .slabs = slabs};
-  const Grid grid{.blocks = {unsigned(shape.heads * (kValue / kOutputs / slabs)),
-                             blocks_for(rows.count, kRows)},
+      .heads = shape.heads, .first_row = rows.first, .num_rows = rows.count, .tiles = tiles};
+  const Grid grid{.blocks = {unsigned(shape.heads * (kValue / kOutputs)),
+                             blocks_for(rows.count, tiles * kRows)},
                   .threads = kThreads};
   uint16_t* const joined = few ? nullptr : static_cast<uint16_t*>(averages);
   with_format(kv_b.format, [&](auto format) {
@@ -387,8 +446,9 @@ void join_splits(const Context& context, Partials partials, const LatentUp& kv_b
              average_kernel<format()>, partials, blocks, context.step, joined);
     }
     with_activation(out.dtype, [&]<typename Out>(Out) {
-      launch(context, grid, join_kernel<format(), Out>, partials, joined, kv_b, blocks,
-             context.step, Matrix<Out>(out));
+      launch(context, grid,
+             tiles == 1 ? join_kernel<format(), Out, 1> : join_kernel<format(), Out, kMostTiles>,
+             partials, joined, kv_b, blocks, context.step, Matrix<Out>(out));
     });
   });
 }

@@ -450,6 +450,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   let_successor_begin();
   typename K::Shared& s = *reinterpret_cast<typename K::Shared*>(memory);
   const int row = b.first_row + blockIdx.y, length = step.positions[row] + 1;
+  const Segment segment = segment_of(step, row);  // before the branch: both loads at once
   const int span = split_span(length), begin = blockIdx.x * span;
   if (begin >= length) {
     wait_for_predecessor();
@@ -458,7 +459,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int count = min(span, length - begin), tiles = (count + kTile - 1) / kTile;
   const int first_head = blockIdx.z * K::kHeads, heads = min(K::kHeads, b.heads - first_head);
   auto* where = reinterpret_cast<typename K::Where*>(s.queries + heads * kQueryPitch);
-  const Segment& segment = segment_of(step, row);
   const int stored = segment.context - begin;  // by earlier steps
   K::locate(records, step.pages + segment.first_page, begin, count, where);
   __syncthreads();
@@ -610,7 +610,7 @@ void launch_format(const Context& context, LatentQueries q, const KvLayer& cache
 
 int most_splits(int bound) {
   if (bound <= 4096) return splits_of(bound);
-  return bound <= 8192 ? 64 : 128;
+  return bound <= 16384 ? std::max(64, splits_of(bound)) : 128;
 }
 
 void attend_splits(const Context& context, LatentQueries q, const MlaShape& shape, RowRange rows,
@@ -620,7 +620,7 @@ void attend_splits(const Context& context, LatentQueries q, const MlaShape& shap
                            .most_span = split_span(context.step.length_bound)};
   const auto run = [&]<KvFormat format>() {
     // Few blocks: a third of the heads each, which takes less time and gives the same bits.
-    const bool few = rows.count * out.max_splits <= context.device.num_processors / 2;
+    const bool few = 3 * rows.count * out.max_splits <= 2 * context.device.num_processors;
     if (shape.heads <= 8 || few) {
       launch_format<format, 1>(context, q, cache, blocks, rows.count, out);
     } else {

@@ -55,7 +55,10 @@ Order order_of_tiles(const Context& context);
 // out (+)= x w^T, for 1 .. kMaxStreamedRows rows and for any number.
 void linear_stream(const Context& context, const Activations& x, const PackedMatrices& w,
                    const Results& out);
-// The same of one row's norm, which is stored, too, as is x + delta.
+// The same where the matrix has too few tiles for linear_tiles().
+void linear_groups(const Context& context, const Activations& x, const PackedMatrices& w,
+                   const Results& out);
+// linear_stream() of one row's norm, which is stored, too, as is x + delta.
 bool can_stream_norm(const Norm& norm, const PackedMatrices& w);
 void norm_and_linear_stream(const Context& context, const Norm& norm, const PackedMatrices& w,
                             const Results& out);

@@ -11,6 +11,7 @@
 #include "backend/cuda/products.h"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/route.h"
+#include "base/error.h"
 
 namespace nibble::cuda {
 namespace {
@@ -35,7 +36,7 @@ __device__ __forceinline__ float sigmoid(float x) {
 // is its output: blocks compute it for themselves, the first stores it, and the last one stores x +
 // delta, which by then nobody reads any more.
 template <typename W, bool kWithNorm, int kEach>
-__global__ void __launch_bounds__(kFewWarps* kWarp)
+__global__ void __launch_bounds__(kFewWarps* kWarp, kEach > 2 ? 2 : 3)
     few_rows_kernel(NormRows<float> norm, Matrix<bf16> x, const W* router, Choosing choosing,
                     float* all_scores, unsigned* arrived, Matrix<int32_t> experts,
                     Matrix<float> weights) {
@@ -47,11 +48,12 @@ __global__ void __launch_bounds__(kFewWarps* kWarp)
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   const int num_experts = choosing.shape.num_experts, cols = int(x.cols);
   const int first = int(blockIdx.x) * kFewExperts, column = int(threadIdx.x) * kLaneColumns;
-  float w[kFewExperts][kLaneColumns] = {}, v[kLaneColumns] = {};
+  Columns<W> w[kFewExperts] = {};
+  float v[kLaneColumns] = {};
 #pragma unroll
   for (int i = 0; i < kFewExperts; ++i) {
     const int64_t e = min(first + i, num_experts - 1);
-    if (column < cols) load_columns(router + e * cols, column, cols, w[i]);
+    if (column < cols) w[i] = raw_columns(router + e * cols, column, cols);
   }
   Columns<float> gains{};
   if constexpr (kWithNorm) gains = gains_of_thread(norm);
@@ -64,7 +66,11 @@ __global__ void __launch_bounds__(kFewWarps* kWarp)
     load_columns(x.row(t), column, cols, v);
   }
 #pragma unroll
-  for (int i = 0; i < kFewExperts; ++i) partials[i][warp][lane] = products(v, w[i]);
+  for (int i = 0; i < kFewExperts; ++i) {
+    float row[kLaneColumns];
+    unpack(w[i], row);
+    partials[i][warp][lane] = products(v, row);
+  }
   __syncthreads();
   if (warp < kFewExperts && first + warp < num_experts) {
     float sum = 0;
@@ -148,6 +154,12 @@ __global__ void __launch_bounds__(kManyWarps* kWarp, 1)
 }  // namespace
 
 std::shared_ptr<const void> upload_router(const Uploads& to, const Weight& host) {
+  if (host.rows > kMaxExperts || host.cols > kFewColumns) {
+    throw Error(host.name + ": " + std::to_string(host.rows) + " experts of " +
+                std::to_string(host.cols) + " columns; on a card at most " +
+                std::to_string(kMaxExperts) + " of " + std::to_string(kFewColumns) +
+                " are supported: use --device cpu");
+  }
   Router router;
   const bool plain = std::ranges::all_of(host.parts, [](const WeightPart& part) {
     return part.format == Format::kBF16 && part.input_scales == nullptr;

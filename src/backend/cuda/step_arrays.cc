@@ -27,6 +27,16 @@ struct Layout {
 constexpr size_t kRowBytes = sizeof(Segment) + 4 * sizeof(int32_t);
 constexpr size_t kSmallestCapacity = 64;
 
+// A power of two; or a fourth of the way to the next, where blocks for splits that no row has would
+// take a noticeable time, and steps or lengths are so long that recording more often does not.
+int bound_of(int length, int rows) {
+  constexpr int kFewRows = 8, kLong = 8192;
+  const int power = int(std::bit_ceil(unsigned(length)));
+  if (rows <= kFewRows && length <= kLong) return power;
+  const int step = power / 8;
+  return (length + step - 1) / step * step;
+}
+
 }  // namespace
 
 void StepArrays::grow(const Batch& batch) {
@@ -75,7 +85,7 @@ void StepArrays::fill(const Batch& batch, cudaStream_t stream) {
     view_.is_decode &= segment.num_rows == 1 && !segment.expanded;
     longest = std::max(longest, segment.context + segment.num_rows);
   }
-  view_.length_bound = int(std::bit_ceil(unsigned(longest)));
+  view_.length_bound = bound_of(longest, batch.rows());
   staging_.send(memory_.data(), used, stream);
 }
 

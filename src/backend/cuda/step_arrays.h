@@ -24,8 +24,8 @@ struct StepView {
   int num_segments = 0;
   int num_logit_rows = 0;
   bool is_decode = false;  // one row a segment, none of them expanded
-  // The longest context + rows of a segment, rounded up to a power of two, at least 512: a bound
-  // on positions for grids, equal for all steps that replay one record.
+  // The longest context + rows of a segment, rounded up, at least 512: a bound on positions for
+  // grids, equal for all steps that replay one record.
   int length_bound = 0;
 };
 
