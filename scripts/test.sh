@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything CI runs. test.sh [STEP...] runs some of: style release python asan tsan fuzz cuda
+# Everything CI runs. test.sh [STEP...] runs some of: style release python asan tsan fuzz neon cuda
 # Each step's output goes to build/test-logs and is shown when the step fails.
 set -uo pipefail
 . "$(dirname "$0")/env.sh"
@@ -130,6 +130,19 @@ run_tsan() {
 
 run_fuzz() { step "build fuzz" scripts/build.sh fuzz fuzz_targets && step "fuzz 20 s each" fuzz; }
 
+# The two longest tests under emulation beside all others.
+emulated_tests() {
+  local most='*/reference:*/cpu_exact:*/cuda' longest='*.Attention/cpu:*.Experts/cpu' first
+  GTEST_FILTER=$longest unit_tests build-neon -R backend_test &
+  first=$!
+  GTEST_FILTER="-$most:$longest" unit_tests build-neon && wait $first
+}
+
+# Kernels for 64-bit ARM.
+run_neon() {
+  step "build neon" scripts/build.sh neon && step "unit tests neon" emulated_tests
+}
+
 # Kernels for a Hopper and a Blackwell. Their tests look for a GPU, also where there is no driver, and are
 # skipped without one.
 run_cuda() {
@@ -140,9 +153,9 @@ run_cuda() {
 
 start=$(date +%s)
 for name in "${@:-style}" ; do
-  declare -F "run_$name" >/dev/null || { echo "no step $name; steps: style release python asan tsan fuzz cuda" >&2; exit 2; }
+  declare -F "run_$name" >/dev/null || { echo "no step $name; steps: style release python asan tsan fuzz neon cuda" >&2; exit 2; }
 done
-[ $# -gt 0 ] || set -- style release python asan tsan fuzz cuda
+[ $# -gt 0 ] || set -- style release python asan tsan fuzz neon cuda
 for name in "$@"; do "run_$name"; done
 
 printf '\n%sAll steps%s, %d s\n' "$bold" "$plain" $(($(date +%s) - start))

@@ -23,7 +23,8 @@ int64_t spans_of(int64_t positions) {
 
 }  // namespace
 
-SpanFunction* MlaAttention::span_function(const MlaShape& shape, const KvLayer& cache) const {
+SpanFunction* MlaAttention::span_function([[maybe_unused]] const MlaShape& shape,
+                                          [[maybe_unused]] const KvLayer& cache) const {
 #if defined(__x86_64__)
   if (workers_.rounds_attention() && cache.format == KvFormat::kBF16 &&
       shape.record_dim() % 32 == 0 && shape.latent_dim % kAttentionValueColumns == 0) {

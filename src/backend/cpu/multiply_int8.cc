@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "backend/cpu/multiply.h"
+#include "backend/cpu/tiles.h"
 #include "hwy/foreach_target.h"  // before simd-inl.h
 // clang-format off
 #include "backend/cpu/simd-inl.h"
@@ -108,21 +108,10 @@ HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64
   }
 }
 
-template <int kRows = kMaxRows>
-void multiply_rows(const Product& product, int64_t num_rows, int64_t first_row, int64_t p) {
-  if (num_rows == kRows) {
-    multiply_tile<kRows>(product, first_row, p);
-  } else if constexpr (kRows > 1) {
-    multiply_rows<kRows - 1>(product, num_rows, first_row, p);
-  }
-}
-
 void multiply(const Product& product) {
-  for (int64_t p = product.first_panel; p < product.last_panel; ++p) {
-    for (int64_t row = 0; row < product.rows; row += kMaxRows) {
-      multiply_rows(product, std::min<int64_t>(kMaxRows, product.rows - row), row, p);
-    }
-  }
+  for_each_tile<kMaxRows>(product, [&](auto rows, int64_t first_row, int64_t p) {
+    multiply_tile<rows()>(product, first_row, p);
+  });
 }
 
 }  // namespace

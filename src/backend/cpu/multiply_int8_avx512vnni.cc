@@ -7,7 +7,7 @@
 //
 // Measured on one core of an EPYC (Zen 4) guest by its own time, others computing beside, on a head
 // of 317 MB: one row 28 GB/s where plain reading gives 31, 4 rows 24.5.
-#include "backend/cpu/multiply.h"
+#include "backend/cpu/tiles.h"
 
 #if defined(__x86_64__)
 
@@ -106,24 +106,16 @@ __attribute__((noinline)) void multiply_tile(const Product& product, int64_t fir
   }
 }
 
-template <int kRows = kMaxRows>
-void multiply_rows(const Product& product, int64_t num_rows, int64_t first_row, int64_t p) {
-  if (num_rows == kRows) {
-    if (num_rows == product.rows) return multiply_tile<kRows, true>(product, first_row, p);
-    multiply_tile<kRows, false>(product, first_row, p);
-  } else if constexpr (kRows > 1) {
-    multiply_rows<kRows - 1>(product, num_rows, first_row, p);
-  }
-}
-
 }  // namespace
 
 void multiply_int8_avx512vnni(const Product& product, Scratch<uint8_t>&) {
-  for (int64_t p = product.first_panel; p < product.last_panel; ++p) {
-    for (int64_t row = 0; row < product.rows; row += kMaxRows) {
-      multiply_rows(product, std::min<int64_t>(kMaxRows, product.rows - row), row, p);
+  for_each_tile<kMaxRows>(product, [&](auto rows, int64_t first_row, int64_t p) {
+    if (product.rows == rows()) {
+      multiply_tile<rows(), true>(product, first_row, p);
+    } else {
+      multiply_tile<rows(), false>(product, first_row, p);
     }
-  }
+  });
 }
 
 }  // namespace nibble

@@ -6,7 +6,8 @@ namespace {
 enum class Want { kWide, kNarrow, kExact };
 
 // The tables of kernels.
-Kernel best_kernel(PanelFormat format, const InstructionSets& sets, Want want) {
+Kernel best_kernel(PanelFormat format, [[maybe_unused]] const InstructionSets& sets,
+                   [[maybe_unused]] Want want) {
   switch (format) {
     case PanelFormat::kBF16:
 #if defined(__x86_64__)
