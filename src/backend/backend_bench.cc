@@ -136,43 +136,97 @@ void wide_experts(State& state, Backend& backend, const ExpertsCase& c) {
         6.0 * double(copies * pairs * c.width * c.hidden));
 }
 
-void attention(State& state, Backend& backend, const AttentionCase& c) {
-  const MlaShape s{.heads = c.heads,
-                   .nope_dim = 192,
-                   .rope_dim = 64,
-                   .value_dim = 256,
-                   .latent_dim = 512,
-                   .rope_theta = 1e6f,
-                   .norm_eps = 1e-5f};
-  std::mt19937 random(1);
-  Batch batch;
+// A step of full-size attention, and what it amounts to.
+struct AttentionStep {
+  MlaShape shape{.heads = 0,
+                 .nope_dim = 192,
+                 .rope_dim = 64,
+                 .value_dim = 256,
+                 .latent_dim = 512,
+                 .rope_theta = 1e6f,
+                 .norm_eps = 1e-5f};
+  Batch batch{};
   double pairs = 0, positions = 0;  // (row, position) seen; positions read
+};
+
+AttentionStep step_of(const AttentionCase& c) {
+  AttentionStep step;
+  step.shape.heads = c.heads;
+  Batch& batch = step.batch;
   for (const auto& [context, rows] : c.segments) {
-    batch.segments.push_back({batch.rows(), rows, context, int(batch.pages.size())});
+    batch.segments.push_back(
+        {batch.rows(), rows, context, int(batch.pages.size()), c.expanded && rows > 1});
     for (int t = 0; t < context + rows; t += c.page_size) {
       batch.pages.push_back(int32_t(batch.pages.size()));
     }
     batch.tokens.resize(size_t(batch.rows() + rows));
-    for (int i = 0; i < rows; ++i) pairs += context + i + 1;
-    positions += context + rows;
+    for (int i = 0; i < rows; ++i) step.pairs += context + i + 1;
+    step.positions += context + rows;
   }
+  return step;
+}
+
+KvLayer layer_of(Backend& backend, const AttentionCase& c, const AttentionStep& step) {
   KvLayer cache{.format = c.kv_format,
                 .page_size = c.page_size,
-                .width = s.record_dim(),
-                .latent = s.latent_dim};
-  cache.data = backend.allocate(size_t(kv_page_bytes(cache)) * batch.pages.size());
+                .width = step.shape.record_dim(),
+                .latent = step.shape.latent_dim};
+  cache.data = backend.allocate(size_t(kv_page_bytes(cache)) * step.batch.pages.size());
+  return cache;
+}
+
+Weight latent_up(Backend& backend, const AttentionCase& c, std::mt19937& random) {
   Weight host = random_weight("kv_b", Use::kLatentUp, c.format, c.heads, 448, 512, random);
-  host.key_rows = s.nope_dim;
-  const Weight kv_b = backend.upload(host);
-  DeviceMatrix q(backend, batch.rows(), c.heads * s.query_dim(),
-                 random_floats(batch.rows() * c.heads * s.query_dim(), random));
-  DeviceMatrix out(backend, batch.rows(), c.heads * s.value_dim);
-  backend.begin_step(batch);
-  for (auto _ : state) backend.mla_attention(q.tensor(), kv_b, s, batch, cache, out.tensor());
+  host.key_rows = 192;
+  return backend.upload(host);
+}
+
+// Absorbed, or with what it takes to expand the records.
+double attention_flops(const AttentionCase& c, const AttentionStep& step) {
+  const double up = 2.0 * 448 * 512, rows = double(step.batch.rows());
+  if (c.expanded) return c.heads * (step.pairs * 2 * (256 + 256) + step.positions * up);
+  return c.heads * (step.pairs * 2 * (576 + 512) + rows * up);
+}
+
+void attention(State& state, Backend& backend, const AttentionCase& c) {
+  std::mt19937 random(1);
+  const AttentionStep step = step_of(c);
+  const KvLayer cache = layer_of(backend, c, step);
+  const Weight kv_b = latent_up(backend, c, random);
+  const int64_t rows = step.batch.rows(), q_dim = c.heads * step.shape.query_dim();
+  DeviceMatrix q(backend, rows, q_dim, random_floats(rows * q_dim, random));
+  DeviceMatrix out(backend, rows, c.heads * step.shape.value_dim);
+  backend.begin_step(step.batch);
+  for (auto _ : state) {
+    backend.mla_attention(q.tensor(), kv_b, step.shape, step.batch, cache, out.tensor());
+  }
   backend.free(cache.data);
-  count(state, positions * double(kv_record_bytes(cache)) + double(storage_bytes(kv_b)),
-        c.heads *
-            (pairs * 2 * (s.record_dim() + s.latent_dim) + double(batch.rows()) * 2 * 448 * 512));
+  count(state, step.positions * double(kv_record_bytes(cache)) + double(storage_bytes(kv_b)),
+        attention_flops(c, step));
+}
+
+void wide_attention(State& state, Backend& backend, const AttentionCase& c) {
+  std::mt19937 random(1);
+  const AttentionStep step = step_of(c);
+  std::vector<KvLayer> caches{layer_of(backend, c, step)};
+  const double bytes = step.positions * double(kv_record_bytes(caches[0]));
+  const int64_t copies = std::clamp<int64_t>(kBeyondCaches / int64_t(bytes), 1, 24);
+  std::vector<Weight> weights;
+  while (int64_t(caches.size()) < copies) caches.push_back(layer_of(backend, c, step));
+  for (int64_t i = 0; i < copies; ++i) weights.push_back(latent_up(backend, c, random));
+  const int64_t rows = step.batch.rows(), q_dim = c.heads * step.shape.query_dim();
+  const DType dtype = backend.activation_dtype();
+  DeviceMatrix q(backend, rows, q_dim, random_floats(rows * q_dim, random), dtype);
+  DeviceMatrix out(backend, rows, c.heads * step.shape.value_dim, dtype);
+  backend.begin_step(step.batch);
+  replay_copies(state, backend, copies, out.tensor(), [&](int64_t i) {
+    backend.mla_attention(q.tensor(), weights[size_t(i)], step.shape, step.batch, caches[size_t(i)],
+                          out.tensor());
+  });
+  for (const KvLayer& cache : caches) backend.free(cache.data);
+  count(state, double(copies) * bytes, double(copies) * attention_flops(c, step));
+  state.counters["us_a_layer"] =
+      Counter(double(copies) * 1e-6, Counter::kIsIterationInvariantRate | Counter::kInvert);
 }
 
 void sample(State& state, Backend& backend, int64_t rows, int64_t vocab, const SampleRow& row) {
@@ -235,8 +289,39 @@ void add_wide(Backend& backend) {
   }
 }
 
+// Rows of a batch by context and cache, and 2,048 rows of a prompt.
+void add_wide_attention(Backend& backend) {
+  constexpr int kPage = 64, kPrompt = 2048, k = 1024;
+  const auto add_case = [&](const std::string& name, const AttentionCase& c) {
+    add("wide/attention/" + name + "/" + kv_format_name(c.kv_format),
+        [&backend, c](State& state) { wide_attention(state, backend, c); });
+  };
+  for (const KvFormat format :
+       {KvFormat::kBF16, KvFormat::kInt8, KvFormat::kFp8, KvFormat::kNvfp4}) {
+    for (const auto& [rows, context] : {std::pair{1, k},
+                                        {1, 8 * k},
+                                        {1, 32 * k},
+                                        {1, 128 * k},
+                                        {8, k},
+                                        {8, 32 * k},
+                                        {64, k},
+                                        {64, 8 * k}}) {
+      AttentionCase c{20, format, kPage, {}, Format::kNvfp4};
+      for (int i = 0; i < rows; ++i) c.segments.push_back({context, 1});
+      add_case(dims({rows, context}), c);
+    }
+  }
+  for (const int context : {0, 6 * k, 30 * k}) {
+    add_case("prompt/" + std::to_string(context) + "+" + std::to_string(kPrompt),
+             {20, KvFormat::kInt8, kPage, {{context, kPrompt}}, Format::kNvfp4, false, true});
+  }
+}
+
 void add_all(Backend& backend) {
-  if (backend.is_card()) add_wide(backend);
+  if (backend.is_card()) {
+    add_wide(backend);
+    add_wide_attention(backend);
+  }
   for (const LinearCase& c : linear_cases()) {
     if (c.rows == 0) continue;
     add("linear/" + dims({c.rows, c.outputs, c.inputs}) + "/" +

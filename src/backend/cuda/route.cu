@@ -1,8 +1,8 @@
 // Sums over a row in the order of columns.cuh, so that a score is the same in both forms below.
 //
-// Few rows: a block takes four experts of one row, its weights in registers before it waits; the
-// last block of a row to arrive chooses. The norm before it may come in the same kernel. Many rows:
-// weights are read once for 16 rows. Few rows are bound by latency, many by FP32.
+// Few rows: a block takes four or eight experts of one row, its weights in registers before it
+// waits; the last block of a row to arrive chooses. The norm before it may come in the same kernel.
+// Many rows: weights are read once for 16 rows. Few rows are bound by latency, many by FP32.
 #include <algorithm>
 
 #include "backend/cuda/choice.cuh"
@@ -17,7 +17,9 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kFewRows = kMaxStreamedRows;
-constexpr int kFewWarps = 8, kFewExperts = 4;  // a block
+constexpr int kFewWarps = 8;
+// A block's experts: more of them for more rows, so that the blocks are there all at once.
+constexpr int kFewExperts = 4, kMoreExperts = 8, kMoreExpertsRows = 16;
 constexpr int kFewColumns = kFewWarps * kStepColumns;
 constexpr int kManyWarps = 8, kRowsAWarp = 2, kManyExperts = 8;
 
@@ -32,26 +34,26 @@ __device__ __forceinline__ float sigmoid(float x) {
   return 1.0f / (1.0f + expf(-x));
 }
 
-// A block multiplies one row by kFewExperts experts, a warp a step of columns each. With a norm, x
+// A block multiplies one row by kExperts experts, a warp a step of columns each. With a norm, x
 // is its output: blocks compute it for themselves, the first stores it, and the last one stores x +
 // delta, which by then nobody reads any more.
-template <typename W, bool kWithNorm, int kEach>
-__global__ void __launch_bounds__(kFewWarps* kWarp, kEach > 2 ? 2 : 3)
+template <typename W, bool kWithNorm, int kEach, int kExperts>
+__global__ void __launch_bounds__(kFewWarps* kWarp, kEach > 2 || sizeof(W) > 2 ? 2 : 3)
     few_rows_kernel(NormRows<float> norm, Matrix<bf16> x, const W* router, Choosing choosing,
                     float* all_scores, unsigned* arrived, Matrix<int32_t> experts,
                     Matrix<float> weights) {
   __shared__ float squares_of[kFewWarps * kWarp];
-  __shared__ float partials[kFewExperts][kFewWarps][kWarp];
+  __shared__ float partials[kExperts][kFewWarps][kWarp];
   __shared__ __align__(16) float added[kWithNorm ? kFewColumns : kLaneColumns];
   let_successor_begin();
   const int64_t t = blockIdx.y;
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   const int num_experts = choosing.shape.num_experts, cols = int(x.cols);
-  const int first = int(blockIdx.x) * kFewExperts, column = int(threadIdx.x) * kLaneColumns;
-  Columns<W> w[kFewExperts] = {};
+  const int first = int(blockIdx.x) * kExperts, column = int(threadIdx.x) * kLaneColumns;
+  Columns<W> w[kExperts] = {};
   float v[kLaneColumns] = {};
 #pragma unroll
-  for (int i = 0; i < kFewExperts; ++i) {
+  for (int i = 0; i < kExperts; ++i) {
     const int64_t e = min(first + i, num_experts - 1);
     if (column < cols) w[i] = raw_columns(router + e * cols, column, cols);
   }
@@ -66,13 +68,13 @@ __global__ void __launch_bounds__(kFewWarps* kWarp, kEach > 2 ? 2 : 3)
     load_columns(x.row(t), column, cols, v);
   }
 #pragma unroll
-  for (int i = 0; i < kFewExperts; ++i) {
+  for (int i = 0; i < kExperts; ++i) {
     float row[kLaneColumns];
     unpack(w[i], row);
     partials[i][warp][lane] = products(v, row);
   }
   __syncthreads();
-  if (warp < kFewExperts && first + warp < num_experts) {
+  if (warp < kExperts && first + warp < num_experts) {
     float sum = 0;
     for (int j = 0; j * kStepColumns < cols; ++j) sum += partials[warp][j][lane];
     sum = warp_sum(sum);
@@ -197,16 +199,21 @@ template <bool kWithNorm>
 void route_few(const Context& context, const NormRows<float>& norm, Tensor x, const Weight& router,
                const Choosing& choosing, Routing out) {
   const Router& on_card = resident_as<Router>(router);
-  const Grid grid{.blocks = {blocks_for(choosing.shape.num_experts, kFewExperts), unsigned(x.rows)},
-                  .threads = kFewWarps * kWarp};
   constexpr int kFewEach = 2, kMostEach = kMaxExperts / kWarp;
-  const bool few = choosing.shape.num_experts <= kFewEach * kWarp;
-  with_activation(on_card.dtype, [&]<typename W>(W) {
-    launch(context, grid,
-           few ? few_rows_kernel<W, kWithNorm, kFewEach> : few_rows_kernel<W, kWithNorm, kMostEach>,
-           norm, Matrix<bf16>(x), static_cast<const W*>(on_card.rows), choosing, on_card.scores,
-           on_card.arrived, Matrix<int32_t>(out.experts), Matrix<float>(out.weights));
-  });
+  const auto run = [&]<int kExperts>(std::integral_constant<int, kExperts>) {
+    const Grid grid{.blocks = {blocks_for(choosing.shape.num_experts, kExperts), unsigned(x.rows)},
+                    .threads = kFewWarps * kWarp};
+    const bool few = choosing.shape.num_experts <= kFewEach * kWarp;
+    with_activation(on_card.dtype, [&]<typename W>(W) {
+      launch(context, grid,
+             few ? few_rows_kernel<W, kWithNorm, kFewEach, kExperts>
+                 : few_rows_kernel<W, kWithNorm, kMostEach, kExperts>,
+             norm, Matrix<bf16>(x), static_cast<const W*>(on_card.rows), choosing, on_card.scores,
+             on_card.arrived, Matrix<int32_t>(out.experts), Matrix<float>(out.weights));
+    });
+  };
+  if (x.rows > kMoreExpertsRows) return run(std::integral_constant<int, kMoreExperts>());
+  run(std::integral_constant<int, kFewExperts>());
 }
 
 Choosing choosing_of(const Weight& router, const Weight& bias, const RouterShape& shape) {
