@@ -33,6 +33,17 @@ class LateBackend : public CpuBackend {
   std::map<void*, std::vector<uint8_t>> reads_;
 };
 
+// A device that is lost at some point: every call fails from then on.
+class LostBackend : public CpuBackend {
+ public:
+  LostBackend() : CpuBackend(2) {}
+  void sample(Tensor logits, const SampleBatch& rows, SampleResult out) override {
+    if (is_lost) throw Error("the device failed: it fell off the bus");
+    CpuBackend::sample(logits, rows, out);
+  }
+  std::atomic<bool> is_lost{false};
+};
+
 std::unique_ptr<Backend> backend_of(const std::string& device) {
   if (device == "late") return std::make_unique<LateBackend>();
   return create_backend({.device = device, .threads = 2});
@@ -318,6 +329,31 @@ TEST_P(EngineTest, ManyThreadsSubmitAndCancel) {
   runner.join();
   EXPECT_FALSE(engine.healthy());
   EXPECT_THROW(engine.submit(greedy(goldens_[0])), ApiError);
+}
+
+TEST(Engine, ALostDeviceFailsRequestsInFlightAndLaterOnes) {
+  auto lost = std::make_unique<LostBackend>();
+  std::atomic<bool>& is_lost = lost->is_lost;
+  PocketModel pocket(std::move(lost));
+  auto server = pocket.serve({.max_num_seqs = 4, .num_pages = 600});
+  Engine& engine = *server.engine;
+  const auto submit = [&] {
+    return engine.submit({.prompt = {1, 2, 3},
+                          .sampling = {.temperature = 0, .max_tokens = 3000, .ignore_eos = true}});
+  };
+  const auto running = submit(), other = submit();
+  std::thread runner([&] { engine.run(); });
+  EXPECT_FALSE(running->wait().finish);
+  is_lost = true;
+  for (const auto& stream : {running, other}) {
+    std::optional<Finish> finish;
+    while (!finish) finish = stream->wait().finish;
+    EXPECT_EQ(finish->reason, FinishReason::kError);
+    EXPECT_NE(finish->error.find("fell off the bus"), std::string::npos) << finish->error;
+  }
+  runner.join();  // it ends by itself
+  EXPECT_FALSE(engine.healthy());
+  EXPECT_THROW(submit(), ApiError);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, EngineTest, testing::Values("cpu", "late", "cuda"),
