@@ -225,8 +225,7 @@ void wide_attention(State& state, Backend& backend, const AttentionCase& c) {
   });
   for (const KvLayer& cache : caches) backend.free(cache.data);
   count(state, double(copies) * bytes, double(copies) * attention_flops(c, step));
-  state.counters["us_a_layer"] =
-      Counter(double(copies) * 1e-6, Counter::kIsIterationInvariantRate | Counter::kInvert);
+  state.SetLabel(std::to_string(copies) + " layers");
 }
 
 void sample(State& state, Backend& backend, int64_t rows, int64_t vocab, const SampleRow& row) {

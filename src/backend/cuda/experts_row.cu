@@ -5,7 +5,7 @@
 //   down     a block = a tile of outputs, for all slots; then the sum over the slots
 //
 // NVFP4, hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3 (backend_bench
-// --benchmark_filter=wide): 14.7 us, 48 % of 3.0 TB/s, two hand-overs counted. One kernel for both
+// --benchmark_filter=wide): 15.1 us, 47 % of 3.0 TB/s, two hand-overs counted. One kernel for both
 // halves, which waits for all of its blocks in between, would take longer.
 #include <climits>
 

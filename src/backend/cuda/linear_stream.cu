@@ -4,9 +4,9 @@
 //
 // Share of 3.0 TB/s (backend_bench --benchmark_filter=wide) on an H100 80GB HBM3, 1 and 8 rows:
 //   BF16   154880 x 2048  96, 91 %      2048 x 5120  75, 69 %
-//   NVFP4  20480 x 2048   59, 58 %      2048 x 10240 47, 40 %     3072 x 2048  34, 36 %
-//          2048 x 5120    36, 36 %      5120 x 768   25, 25 %     2048 x 1536  21, 22 %
-//          1344 x 2048    20, 17 %: 2.6 us, of which its bytes take 0.5
+//   NVFP4  20480 x 2048   59, 58 %      2048 x 10240 48, 38 %     3072 x 2048  33, 35 %
+//          2048 x 5120    36, 35 %      5120 x 768   24, 25 %     2048 x 1536  21, 21 %
+//          1344 x 2048    19, 17 %: 2.7 us, of which its bytes take 0.5
 // The small ones are bound by the hand-over to the next kernel and by the chain of one tile.
 #include "backend/cuda/dtypes.h"
 #include "backend/cuda/linear_work.cuh"
