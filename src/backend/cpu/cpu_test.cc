@@ -387,7 +387,7 @@ TEST(Attention, SumsAreRightForAnyNumberOfQueries) {
           factors(rows.size()), top(rows.size()), sum(rows.size()), values(size_t(count * kLatent));
       for_each_target([&](int64_t) {
         attend_span({.rows = rows.data(), .positions = positions.data(), .count = count}, at, 0,
-                    kRecords, {.record_dim = kWidth, .latent_dim = kLatent, .scale = 0.2f},
+                    kRecords, {.key_dim = kWidth, .latent_dim = kLatent, .scale = 0.2f},
                     {.records = tile.data(), .scores = scores.data(), .factors = factors.data()},
                     {.top = top.data(), .sum = sum.data(), .values = values.data()});
         for (int i = 0; i < count; ++i) {

@@ -50,7 +50,9 @@ inline __m128 sums_of_lanes(const __m512* v) {
 }
 
 template <int kQueries>
-void score_tile(const uint16_t* q, int64_t dim, const KvRecord* records, float* scores) {
+void score_tile(const uint16_t* q, const AttentionShape& shape, const KvRecord* records,
+                float* scores) {
+  const int64_t dim = shape.key_dim;
   __m512 sum[kQueries][kPositions];
 #pragma GCC unroll 6
   for (int i = 0; i < kQueries; ++i) {
@@ -58,7 +60,7 @@ void score_tile(const uint16_t* q, int64_t dim, const KvRecord* records, float* 
     for (int j = 0; j < kPositions; ++j) sum[i][j] = _mm512_setzero_ps();
   }
   const uint8_t* rows[kPositions];
-  for (int j = 0; j < kPositions; ++j) rows[j] = records[j].values;
+  for (int j = 0; j < kPositions; ++j) rows[j] = records[j].values + 2 * shape.key_first;
   for (int64_t d = 0; d < dim; d += 32) {
     __m512bh c[kPositions];
 #pragma GCC unroll 4
@@ -120,12 +122,12 @@ void value_tile(const ValueTile& tile) {
 }
 
 template <int kQueries = kMaxQueries>
-void score_queries(int count, const uint16_t* q, int64_t dim, const KvRecord* records,
-                   float* scores) {
+void score_queries(int count, const uint16_t* q, const AttentionShape& shape,
+                   const KvRecord* records, float* scores) {
   if (count == kQueries) {
-    score_tile<kQueries>(q, dim, records, scores);
+    score_tile<kQueries>(q, shape, records, scores);
   } else if constexpr (kQueries > 1) {
-    score_queries<kQueries - 1>(count, q, dim, records, scores);
+    score_queries<kQueries - 1>(count, q, shape, records, scores);
   }
 }
 
@@ -173,7 +175,7 @@ inline void for_each_tile(int first, int end, Body body) {
 }
 
 struct Halves {
-  uint16_t* queries;  // [n, record_dim]
+  uint16_t* queries;  // [n, key_dim]
   uint16_t* p;        // [n, kAttentionBlock]
   uint8_t* latents;   // [kAttentionBlock / 2, kAttentionValueColumns, 2]
 };
@@ -197,7 +199,7 @@ void attend_block(const AttentionQueries& queries, int first, const RecordPages&
   for (int64_t j = 0; j < size; j += kPositions) {
     prefetch_records(pages, start + j + kPositionsAhead, last);
     for_each_tile(first, queries.count, [&](int q, int count) {
-      score_queries(count, halves.queries + q * shape.record_dim, shape.record_dim, records + j,
+      score_queries(count, halves.queries + q * shape.key_dim, shape, records + j,
                     scratch.scores + q * kAttentionBlock + j);
     });
   }
@@ -224,11 +226,11 @@ void attend_span_avx512bf16(const AttentionQueries& queries, const RecordPages& 
                             int64_t first, int64_t last, const AttentionShape& shape,
                             const AttentionScratch& scratch, const AttentionSums& out) {
   const Halves halves{.queries = scratch.halves,
-                      .p = scratch.halves + queries.count * shape.record_dim,
+                      .p = scratch.halves + queries.count * shape.key_dim,
                       .latents = reinterpret_cast<uint8_t*>(
-                          scratch.halves + queries.count * (shape.record_dim + kAttentionBlock))};
+                          scratch.halves + queries.count * (shape.key_dim + kAttentionBlock))};
   for (int q = 0; q < queries.count; ++q) {
-    round_to_bf16(queries.rows[q], shape.record_dim, halves.queries + q * shape.record_dim);
+    round_to_bf16(queries.rows[q], shape.key_dim, halves.queries + q * shape.key_dim);
     out.top[q] = -std::numeric_limits<float>::infinity();
     out.sum[q] = 0;
   }
