@@ -337,6 +337,7 @@ void expect_same_in_chunks(Backend& backend, const AttentionCase& c, const Scene
 TEST_P(AttentionTest, ARowIsTheSameAloneInAChunkAndInABatch) {
   for (const AttentionCase& c :
        {AttentionCase{4, KvFormat::kBF16, 16, {{0, 150}}},
+        AttentionCase{4, KvFormat::kInt8, 16, {{0, 150}}},
         AttentionCase{4, KvFormat::kBF16, 16, {{0, 150}}, Format::kBF16, false, true},
         AttentionCase{1, KvFormat::kInt8, 64, {{4040, 100}}, Format::kBF16, false, true}}) {
     const Scene scene = scene_of(c, random_);

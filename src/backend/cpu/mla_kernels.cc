@@ -478,7 +478,7 @@ void attend_span(const AttentionQueries& queries, const RecordPages& pages, int6
 SpanFunction* span_function([[maybe_unused]] bool rounds, [[maybe_unused]] KvFormat format,
                             [[maybe_unused]] const AttentionShape& shape) {
 #if defined(__x86_64__)
-  if (rounds && format == KvFormat::kBF16 && shape.key_dim % 32 == 0 &&
+  if (rounds && format != KvFormat::kF32 && shape.key_dim % 32 == 0 &&
       shape.latent_dim % kAttentionValueColumns == 0) {
     return attend_span_avx512bf16;
   }
