@@ -13,6 +13,7 @@
 #include "backend/cpu/records.h"
 #include "backend/cpu/rows.h"
 #include "backend/cpu/workers.h"
+#include "base/numbers.h"
 #include "hwy/highway.h"
 
 namespace nibble {
@@ -61,6 +62,33 @@ TEST(Records, EncodeLikeTheScalarTruth) {
     });
   }
 }
+
+#if defined(__x86_64__)
+// On machines where BF16 products are slow no record becomes BF16.
+TEST(Records, HalvesTimesScalesAreWhatIsStored) {
+  if (!instruction_sets().fast_avx512bf16) GTEST_SKIP() << "no fast AVX512-BF16 here";
+  constexpr int kWidth = 640, kLatent = 576;
+  std::mt19937 random(6);
+  for (const KvFormat format : {KvFormat::kFp8, KvFormat::kInt8, KvFormat::kNvfp4}) {
+    const KvLayer layer{.format = format, .page_size = 1, .width = kWidth, .latent = kLatent};
+    std::vector<uint8_t> bytes(size_t(kv_record_bytes(layer)));
+    for (int round = 0; round < 20; ++round) {
+      for (uint8_t& byte : bytes) byte = uint8_t(random() % 0x78 + random() % 2 * 0x80);
+      const KvRecord record{bytes.data(), bytes.data() + kv_value_bytes(layer)};
+      std::vector<float> want(kWidth);
+      decode_record(layer, record, want.data());
+      std::vector<uint16_t> halves(kWidth);
+      float latent_scale = 0, rope_scale = 0;
+      convert_record_avx512bf16(layer, record, halves.data(), &latent_scale, &rope_scale);
+      for (size_t k = 0; k < kWidth; ++k) {
+        const float scale = k < kLatent ? latent_scale : rope_scale;
+        ASSERT_EQ(bf16_to_float(halves[k]) * scale, want[k])
+            << "value " << k << " of format " << int(format);
+      }
+    }
+  }
+}
+#endif
 
 TEST(Rows, SiluIsAccurateOverItsRange) {
   std::vector<float> gate;
@@ -387,7 +415,7 @@ TEST(Attention, SumsAreRightForAnyNumberOfQueries) {
           factors(rows.size()), top(rows.size()), sum(rows.size()), values(size_t(count * kLatent));
       for_each_target([&](int64_t) {
         attend_span({.rows = rows.data(), .positions = positions.data(), .count = count}, at, 0,
-                    kRecords, {.record_dim = kWidth, .latent_dim = kLatent, .scale = 0.2f},
+                    kRecords, {.key_dim = kWidth, .latent_dim = kLatent, .scale = 0.2f},
                     {.records = tile.data(), .scores = scores.data(), .factors = factors.data()},
                     {.top = top.data(), .sum = sum.data(), .values = values.data()});
         for (int i = 0; i < count; ++i) {

@@ -2,6 +2,7 @@
 //   1. query = [W_uk^T q_nope | rotate(q_rope)]               units (head, panel of the latent)
 //   2. latent = softmax(query . records * scale) records      tasks, see below
 //   3. out = W_uv latent                                      units (head, panel of the value)
+// Segments that are expanded are left to expanded_attention.cc.
 //
 // A task is some rows of a segment, all heads, all positions; with fewer tasks than threads it is
 // cut by heads, and by spans of 512 positions. A row sums each span by itself and merges spans in
@@ -23,35 +24,44 @@ int64_t spans_of(int64_t positions) {
 
 }  // namespace
 
-SpanFunction* MlaAttention::span_function([[maybe_unused]] const MlaShape& shape,
-                                          [[maybe_unused]] const KvLayer& cache) const {
-#if defined(__x86_64__)
-  if (workers_.rounds_attention() && cache.format == KvFormat::kBF16 &&
-      shape.record_dim() % 32 == 0 && shape.latent_dim % kAttentionValueColumns == 0) {
-    return attend_span_avx512bf16;
-  }
-#endif
-  return attend_span;
-}
-
 void MlaAttention::run(Tensor q, const Weight& kv_b, const MlaShape& shape, const Batch& batch,
                        const KvLayer& cache, const RopeTable& rope, Tensor out) {
   CHECK(kv_b.key_rows == shape.nope_dim && kv_b.rows == shape.nope_dim + shape.value_dim &&
             kv_b.count == shape.heads && kv_b.cols == shape.latent_dim,
         "%s", kv_b.name.c_str());
+  Call call{.q = q,
+            .out = out,
+            .kv_b = kv_b,
+            .shape = shape,
+            .batch = batch,
+            .cache = cache,
+            .rope = rope,
+            .attention = {.key_dim = shape.record_dim(),
+                          .latent_dim = shape.latent_dim,
+                          .scale = float(1 / std::sqrt(double(shape.query_dim())))},
+            .attend_span = nullptr,
+            .first_row = 0,
+            .num_rows = 0};
+  call.attend_span = span_function(workers_.rounds_attention(), cache.format, call.attention);
+  const bool can_expand = ExpandedAttention::takes(shape);
   const int64_t most = std::max<int64_t>(1, kQueriesPerPass / shape.heads);
-  const auto attend_span = span_function(shape, cache);
-  for (int64_t first = 0; first < q.rows; first += most) {
-    run_rows({.q = q,
-              .out = out,
-              .kv_b = kv_b,
-              .shape = shape,
-              .batch = batch,
-              .cache = cache,
-              .rope = rope,
-              .attend_span = attend_span,
-              .first_row = first,
-              .num_rows = std::min(most, q.rows - first)});
+  for (size_t i = 0; i < batch.segments.size();) {
+    const Segment& segment = batch.segments[i];
+    if (can_expand && segment.expanded) {
+      const RecordPages pages{cache, batch.pages.data() + segment.first_page};
+      expanded_.run({q, out, kv_b, shape, segment, pages, rope});
+      ++i;
+      continue;
+    }
+    int64_t end = segment.first_row;
+    for (; i < batch.segments.size() && !(can_expand && batch.segments[i].expanded); ++i) {
+      end += batch.segments[i].num_rows;
+    }
+    for (int64_t first = segment.first_row; first < end; first += most) {
+      call.first_row = first;
+      call.num_rows = std::min(most, end - first);
+      run_rows(call);
+    }
   }
 }
 
@@ -227,15 +237,12 @@ void MlaAttention::attend(const Call& call, const Task& task, Thread& memory) {
     positions[i] = task.segment->context + task.first_row + i / heads - task.segment->first_row;
   }
   const AttentionQueries queries{.rows = rows, .positions = positions, .count = int(count)};
-  const AttentionShape shape{.record_dim = s.record_dim(),
-                             .latent_dim = s.latent_dim,
-                             .scale = float(1 / std::sqrt(double(s.query_dim())))};
   const RecordPages pages{call.cache, call.batch.pages.data() + task.segment->first_page};
   const int64_t length = positions[count - 1] + 1;
   for (int64_t span = task.first_span; span < task.last_span; ++span) {
     const AttentionSums& sums = span == task.first_span ? total : more;
     call.attend_span(queries, pages, span * kAttentionSpan,
-                     std::min(length, (span + 1) * kAttentionSpan), shape, scratch, sums);
+                     std::min(length, (span + 1) * kAttentionSpan), call.attention, scratch, sums);
     for (int64_t i = 0; i < count; ++i) {
       if (span > task.first_span) {
         merge_sums(total, i, more, i, s.latent_dim);
@@ -272,12 +279,12 @@ void MlaAttention::make_outputs(const Call& call, int thread) {
   const MlaShape& s = call.shape;
   const PackedWeight& w = packed(call.kv_b);
   const Kernel& kernel = workers_.kernel(w.panels.first.format, call.num_rows);
-  const int64_t panels = w.panels.first.count(), stride = padded(s.latent_dim);
+  const int64_t all = w.panels.first.count(), stride = padded(s.latent_dim);
+  const int64_t panels = all - w.first_value / kPanelRows;  // those of values are the last
   const Share share = workers_.share(thread, s.heads * panels, kGroupPanels);
   for (int64_t unit = share.first; unit < share.last;) {
-    const int64_t h = unit / panels, panel = unit % panels;
-    const int64_t last = std::min(panels, panel + share.last - unit);
-    const PanelRun run = panel_run(w, h, panel, last);
+    const int64_t h = unit / panels, panel = all - panels + unit % panels;
+    const PanelRun run = panel_run(w, h, panel, std::min(all, panel + share.last - unit));
     const Tensor latents(latents_.data() + h * stride, DType::kF32, call.num_rows, s.latent_dim,
                          s.heads * stride);
     workers_.multiply(thread, kernel,
@@ -287,7 +294,8 @@ void MlaAttention::make_outputs(const Call& call, int thread) {
                        .x = workers_.make_inputs(thread, kernel, latents, run.factors),
                        .rows = call.num_rows,
                        .out = call.out.row<float>(call.first_row) + h * s.value_dim,
-                       .out_stride = call.out.stride});
+                       .out_stride = call.out.stride,
+                       .first_output = w.first_value});
     unit += run.last - panel;
   }
 }

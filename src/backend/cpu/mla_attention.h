@@ -1,10 +1,11 @@
-// mla_attention: absorbed attention over the cached latents.
+// mla_attention: absorbed attention over the cached latents, and who computes expanded segments.
 #pragma once
 
 #include <atomic>
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cpu/expanded_attention.h"
 #include "backend/cpu/mla_kernels.h"
 #include "backend/cpu/rope.h"
 #include "backend/cpu/workers.h"
@@ -13,7 +14,8 @@ namespace nibble {
 
 class MlaAttention {
  public:
-  explicit MlaAttention(Workers& workers) : workers_(workers), threads_(size_t(workers.size())) {}
+  explicit MlaAttention(Workers& workers)
+      : workers_(workers), expanded_(workers), threads_(size_t(workers.size())) {}
 
   void run(Tensor q, const Weight& kv_b, const MlaShape& shape, const Batch& batch,
            const KvLayer& cache, const RopeTable& rope, Tensor out);
@@ -26,6 +28,7 @@ class MlaAttention {
     const Batch& batch;
     const KvLayer& cache;
     const RopeTable& rope;
+    AttentionShape attention;
     SpanFunction* attend_span;
     int64_t first_row, num_rows;
   };
@@ -42,7 +45,6 @@ class MlaAttention {
     Scratch<int64_t> positions{};
   };
 
-  SpanFunction* span_function(const MlaShape& shape, const KvLayer& cache) const;
   void run_rows(const Call& call);
   void make_queries(const Call& call, int thread);
   void multiply_keys(const Call& call, int thread, int64_t head, int64_t first, int64_t last);
@@ -53,6 +55,7 @@ class MlaAttention {
   AttentionSums partial(const Call& call, int64_t query, int64_t span) const;
 
   Workers& workers_;
+  ExpandedAttention expanded_;
   std::vector<Thread> threads_;
   std::vector<Task> tasks_;
   std::atomic<size_t> next_task_{0};

@@ -115,7 +115,7 @@ HWY_INLINE int decode_scaled(const KvLayer& layer, KvRecord record, float* out) 
 }
 
 // `width` values and zeros up to the padded width.
-HWY_INLINE void decode(const KvLayer& layer, KvRecord record, float* out) {
+void decode(const KvLayer& layer, KvRecord record, float* out) {
   const Words words;
   const int width = layer.width;
   int i = 0;
@@ -150,10 +150,11 @@ struct DecodedRecords {
 
 struct StoredBf16Records {
   const KvRecord* rows;  // [kAttentionBlock]
+  int64_t first;         // of the values at hand
 
   HWY_INLINE FloatVec at(int64_t j, int64_t d) const {
     const hn::Rebind<uint16_t, Words> halves;
-    const uint16_t* row = reinterpret_cast<const uint16_t*>(rows[j].values);
+    const uint16_t* row = reinterpret_cast<const uint16_t*>(rows[j].values) + first;
     return even_half(hn::PromoteTo(Words(), hn::LoadU(halves, row + d)));
   }
 };
@@ -326,10 +327,10 @@ HWY_INLINE ValueTile value_tile_of(int q, int64_t size, const AttentionScratch& 
 void attend_block_of_few(const AttentionQueries& queries, int first, const KvRecord* rows,
                          int64_t start, int64_t size, const AttentionShape& shape,
                          const AttentionScratch& scratch, const AttentionSums& out) {
-  const StoredBf16Records records{rows};
+  const StoredBf16Records records{rows, 0}, keys{rows, shape.key_first};
   const int count = queries.count - first;
   for (int64_t j = 0; j < size; j += kPositions) {
-    score_queries(count, queries.rows + first, records, j, shape.record_dim,
+    score_queries(count, queries.rows + first, keys, j, shape.key_dim,
                   scratch.scores + first * kAttentionBlock + j);
   }
   softmax(queries, first, start, shape.scale, scratch, out);
@@ -341,8 +342,9 @@ void attend_block_of_few(const AttentionQueries& queries, int first, const KvRec
 void attend_block(const AttentionQueries& queries, int first, const KvLayer& layer,
                   const KvRecord* rows, int64_t start, int64_t size, const AttentionShape& shape,
                   const AttentionScratch& scratch, const AttentionSums& out) {
-  const int64_t stride = padded(shape.record_dim), columns = padded(shape.latent_dim);
+  const int64_t stride = padded(shape.record_dim()), columns = padded(shape.latent_dim);
   const DecodedRecords records{scratch.records, stride};
+  const DecodedRecords keys{scratch.records + shape.key_first, stride};
   const int count = queries.count - first;
   const int tiles = (count + kMaxQueries - 1) / kMaxQueries;
   const auto tile_start = [&](int t) { return first + count * t / tiles; };
@@ -350,7 +352,7 @@ void attend_block(const AttentionQueries& queries, int first, const KvLayer& lay
     decode_some(layer, rows, j, scratch.records);
     for (int t = 0; t < tiles; ++t) {
       const int q = tile_start(t);
-      score_queries(tile_start(t + 1) - q, queries.rows + q, records, j, stride,
+      score_queries(tile_start(t + 1) - q, queries.rows + q, keys, j, padded(shape.key_dim),
                     scratch.scores + q * kAttentionBlock + j);
     }
   }
@@ -375,7 +377,7 @@ void attend(const AttentionQueries& queries, const RecordPages& pages, int64_t f
   }
   const KvFormat format = pages.cache.format;
   const bool few = format == KvFormat::kBF16 && queries.count <= kMaxQueries &&
-                   padded(shape.record_dim) == shape.record_dim &&
+                   padded(shape.key_dim) == shape.key_dim &&
                    padded(shape.latent_dim) == shape.latent_dim;
   KvRecord rows[kAttentionBlock];
   int q = 0;
@@ -465,11 +467,23 @@ HWY_EXPORT(softmax);
 HWY_EXPORT(merge);
 HWY_EXPORT(finish);
 HWY_EXPORT(encode);
+HWY_EXPORT(decode);
 
 void attend_span(const AttentionQueries& queries, const RecordPages& pages, int64_t first,
                  int64_t last, const AttentionShape& shape, const AttentionScratch& scratch,
                  const AttentionSums& out) {
   HWY_DYNAMIC_DISPATCH(attend)(queries, pages, first, last, shape, scratch, out);
+}
+
+SpanFunction* span_function([[maybe_unused]] bool rounds, [[maybe_unused]] KvFormat format,
+                            [[maybe_unused]] const AttentionShape& shape) {
+#if defined(__x86_64__)
+  if (rounds && format != KvFormat::kF32 && shape.key_dim % 32 == 0 &&
+      shape.latent_dim % kAttentionValueColumns == 0) {
+    return attend_span_avx512bf16;
+  }
+#endif
+  return attend_span;
 }
 
 void softmax_block(const AttentionQueries& queries, int first, int64_t start, float scale,
@@ -502,6 +516,10 @@ void finish_sums(const AttentionSums& sums, int64_t i, int latent_dim, float* ou
 
 void encode_record_fast(const KvLayer& layer, const float* values, KvRecord record) {
   HWY_DYNAMIC_DISPATCH(encode)(layer, values, record);
+}
+
+void decode_record_fast(const KvLayer& layer, KvRecord record, float* values) {
+  HWY_DYNAMIC_DISPATCH(decode)(layer, record, values);
 }
 
 }  // namespace nibble

@@ -25,23 +25,28 @@ struct AttentionSums {
 };
 
 struct AttentionQueries {
-  const float* const* rows = nullptr;  // [n] -> [padded(record_dim)], zeros at the end
+  const float* const* rows = nullptr;  // [n] -> [padded(key_dim)], zeros at the end
   const int64_t* positions = nullptr;  // [n], not falling: the last record a query may see
   int count = 0;
 };
 
+// Of a record: the values that are summed are its first latent_dim, the key that queries are
+// multiplied by is the key_dim from key_first on (a multiple of 16) to its end.
 struct AttentionShape {
-  int record_dim = 0;
+  int key_first = 0;
+  int key_dim = 0;
   int latent_dim = 0;
   float scale = 0;
+
+  int record_dim() const { return key_first + key_dim; }
 };
 
 // Memory of one thread.
 struct AttentionScratch {
-  float* records = nullptr;  // [kAttentionBlock, padded(record_dim)]
+  float* records = nullptr;  // [kAttentionBlock, padded(record_dim())], or so many halves
   float* scores = nullptr;   // [n, kAttentionBlock]
   float* factors = nullptr;  // [n]
-  // With BF16 products: [n, record_dim + kAttentionBlock], and kAttentionBlock records' columns.
+  // With BF16 products: [n, key_dim + kAttentionBlock], and kAttentionBlock records' columns.
   uint16_t* halves = nullptr;
 };
 
@@ -54,11 +59,20 @@ void attend_span(const AttentionQueries& queries, const RecordPages& pages, int6
 
 using SpanFunction = decltype(attend_span);
 
-// The same by BF16 products: queries and probabilities are rounded. BF16 records only, record_dim a
-// multiple of 32, latent_dim of kAttentionValueColumns.
+// The same by BF16 products: queries and probabilities are rounded. Any records but FP32 ones,
+// key_dim a multiple of 32, latent_dim of kAttentionValueColumns; BF16 ones where key_first is not
+// 0.
 void attend_span_avx512bf16(const AttentionQueries& queries, const RecordPages& pages,
                             int64_t first, int64_t last, const AttentionShape& shape,
                             const AttentionScratch& scratch, const AttentionSums& out);
+
+// A record (neither BF16 nor FP32) as BF16 values, which times the scales of the latent and of the
+// rope part are what it stores, exactly.
+void convert_record_avx512bf16(const KvLayer& layer, KvRecord record, uint16_t* out,
+                               float* latent_scale, float* rope_scale);
+
+// The one of them for these records. `rounds`: BF16 products are fast here, and allowed.
+SpanFunction* span_function(bool rounds, KvFormat format, const AttentionShape& shape);
 
 // The addresses of the records [start, start + size), the last one repeated up to a whole block.
 void find_records(const RecordPages& pages, int64_t start, int64_t size, KvRecord* records);

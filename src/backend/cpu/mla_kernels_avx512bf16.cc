@@ -1,5 +1,7 @@
-// Absorbed attention over BF16 records by BF16 dot products (vdpbf16ps): mla_kernels.cc says what
-// is computed. Queries and probabilities are rounded to BF16; records are taken as they are stored.
+// Attention by BF16 dot products (vdpbf16ps): mla_kernels.cc says what is computed. Queries and
+// probabilities are rounded to BF16; BF16 records are taken as they are stored, others are made
+// BF16 a block at a time, exactly: their scales multiply the scores of each part of the record, and
+// the probabilities before those are rounded.
 //
 // Scores: tiles of queries by 4 positions, lanes over the values of a record. Values: 64 columns of
 // the latent at a time; records are interleaved by pairs of positions, then tiles of queries by 64
@@ -49,17 +51,18 @@ inline __m128 sums_of_lanes(const __m512* v) {
   return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
 }
 
+// A block's records as the kernels read them.
+struct Block {
+  const KvRecord* records;     // [kAttentionBlock] values in BF16
+  const float* latent_scales;  // [kAttentionBlock], or null: no scales
+  const float* rope_scales;
+};
+
+// Adds the products of the columns [first, last) of kPositions records.
 template <int kQueries>
-void score_tile(const uint16_t* q, int64_t dim, const KvRecord* records, float* scores) {
-  __m512 sum[kQueries][kPositions];
-#pragma GCC unroll 6
-  for (int i = 0; i < kQueries; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kPositions; ++j) sum[i][j] = _mm512_setzero_ps();
-  }
-  const uint8_t* rows[kPositions];
-  for (int j = 0; j < kPositions; ++j) rows[j] = records[j].values;
-  for (int64_t d = 0; d < dim; d += 32) {
+inline void add_scores(const uint16_t* q, int64_t dim, const uint8_t* const* rows, int64_t first,
+                       int64_t last, __m512 (&sum)[kQueries][kPositions]) {
+  for (int64_t d = first; d < last; d += 32) {
     __m512bh c[kPositions];
 #pragma GCC unroll 4
     for (int j = 0; j < kPositions; ++j) c[j] = load_halves(rows[j] + 2 * d);
@@ -70,9 +73,47 @@ void score_tile(const uint16_t* q, int64_t dim, const KvRecord* records, float* 
       for (int j = 0; j < kPositions; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], x, c[j]);
     }
   }
+}
+
+template <int kQueries>
+inline void clear(__m512 (&sum)[kQueries][kPositions]) {
 #pragma GCC unroll 6
   for (int i = 0; i < kQueries; ++i) {
-    _mm_storeu_ps(scores + i * kAttentionBlock, sums_of_lanes(sum[i]));
+#pragma GCC unroll 4
+    for (int j = 0; j < kPositions; ++j) sum[i][j] = _mm512_setzero_ps();
+  }
+}
+
+// kPositions scores from `position` of the block on.
+template <int kQueries>
+void score_tile(const uint16_t* q, const AttentionShape& shape, const Block& block,
+                int64_t position, float* scores) {
+  const uint8_t* rows[kPositions];
+  for (int j = 0; j < kPositions; ++j) {
+    rows[j] = block.records[position + j].values + 2 * shape.key_first;
+  }
+  __m512 sum[kQueries][kPositions];
+  clear(sum);
+  if (block.latent_scales == nullptr) {
+    add_scores(q, shape.key_dim, rows, 0, shape.key_dim, sum);
+#pragma GCC unroll 6
+    for (int i = 0; i < kQueries; ++i) {
+      _mm_storeu_ps(scores + i * kAttentionBlock, sums_of_lanes(sum[i]));
+    }
+    return;
+  }
+  add_scores(q, shape.key_dim, rows, 0, shape.latent_dim, sum);
+  const __m128 latent_scales = _mm_loadu_ps(block.latent_scales + position);
+  __m128 total[kQueries];
+#pragma GCC unroll 6
+  for (int i = 0; i < kQueries; ++i) total[i] = _mm_mul_ps(sums_of_lanes(sum[i]), latent_scales);
+  clear(sum);
+  add_scores(q, shape.key_dim, rows, shape.latent_dim, shape.key_dim, sum);
+  const __m128 rope_scales = _mm_loadu_ps(block.rope_scales + position);
+#pragma GCC unroll 6
+  for (int i = 0; i < kQueries; ++i) {
+    const __m128 score = _mm_fmadd_ps(sums_of_lanes(sum[i]), rope_scales, total[i]);
+    _mm_storeu_ps(scores + i * kAttentionBlock, score);
   }
 }
 
@@ -120,12 +161,12 @@ void value_tile(const ValueTile& tile) {
 }
 
 template <int kQueries = kMaxQueries>
-void score_queries(int count, const uint16_t* q, int64_t dim, const KvRecord* records,
-                   float* scores) {
+void score_queries(int count, const uint16_t* q, const AttentionShape& shape, const Block& block,
+                   int64_t position, float* scores) {
   if (count == kQueries) {
-    score_tile<kQueries>(q, dim, records, scores);
+    score_tile<kQueries>(q, shape, block, position, scores);
   } else if constexpr (kQueries > 1) {
-    score_queries<kQueries - 1>(count, q, dim, records, scores);
+    score_queries<kQueries - 1>(count, q, shape, block, position, scores);
   }
 }
 
@@ -173,7 +214,7 @@ inline void for_each_tile(int first, int end, Body body) {
 }
 
 struct Halves {
-  uint16_t* queries;  // [n, record_dim]
+  uint16_t* queries;  // [n, key_dim]
   uint16_t* p;        // [n, kAttentionBlock]
   uint8_t* latents;   // [kAttentionBlock / 2, kAttentionValueColumns, 2]
 };
@@ -187,6 +228,34 @@ inline void prefetch_records(const RecordPages& pages, int64_t position, int64_t
   }
 }
 
+// Makes the records of a block BF16, where they are not, in `memory`.
+void convert_block(const RecordPages& pages, int64_t start, int64_t size, int64_t last,
+                   KvRecord* records, uint16_t* memory, float* latent_scales, float* rope_scales) {
+  for (int64_t j = 0; j < size; ++j) {
+    if (j % kPositions == 0) prefetch_records(pages, start + j + kPositionsAhead, last);
+    uint16_t* const out = memory + j * pages.cache.width;
+    convert_record_avx512bf16(pages.cache, records[j], out, latent_scales + j, rope_scales + j);
+    records[j].values = reinterpret_cast<uint8_t*>(out);
+  }
+  for (int64_t j = size; j < kAttentionBlock; ++j) {
+    records[j] = records[size - 1];
+    latent_scales[j] = rope_scales[j] = 0;
+  }
+}
+
+// Probabilities of the queries from `first` on, times the records' scales where there are any.
+void round_probabilities(int first, int count, const float* scales, float* scores,
+                         uint16_t* halves) {
+  for (int q = first; q < count && scales != nullptr; ++q) {
+    float* const p = scores + q * kAttentionBlock;
+    for (int j = 0; j < kAttentionBlock; j += 16) {
+      _mm512_storeu_ps(p + j, _mm512_mul_ps(_mm512_loadu_ps(p + j), _mm512_loadu_ps(scales + j)));
+    }
+  }
+  round_to_bf16(scores + first * kAttentionBlock, (count - first) * kAttentionBlock,
+                halves + first * kAttentionBlock);
+}
+
 // A block of positions from `start` on for the queries from `first` on; `last`: of the span.
 void attend_block(const AttentionQueries& queries, int first, const RecordPages& pages,
                   int64_t start, int64_t last, const AttentionShape& shape,
@@ -194,16 +263,25 @@ void attend_block(const AttentionQueries& queries, int first, const RecordPages&
   const int64_t size = std::min<int64_t>(last - start, kAttentionBlock);
   KvRecord records[kAttentionBlock];
   find_records(pages, start, size, records);
+  float scales[2][kAttentionBlock];
+  Block block{.records = records, .latent_scales = nullptr, .rope_scales = nullptr};
+  const bool stored = pages.cache.format == KvFormat::kBF16;
+  if (!stored) {
+    convert_block(pages, start, size, last, records, reinterpret_cast<uint16_t*>(scratch.records),
+                  scales[0], scales[1]);
+    if (pages.cache.format != KvFormat::kFp8) {
+      block.latent_scales = scales[0], block.rope_scales = scales[1];
+    }
+  }
   for (int64_t j = 0; j < size; j += kPositions) {
-    prefetch_records(pages, start + j + kPositionsAhead, last);
+    if (stored) prefetch_records(pages, start + j + kPositionsAhead, last);
     for_each_tile(first, queries.count, [&](int q, int count) {
-      score_queries(count, halves.queries + q * shape.record_dim, shape.record_dim, records + j,
+      score_queries(count, halves.queries + q * shape.key_dim, shape, block, j,
                     scratch.scores + q * kAttentionBlock + j);
     });
   }
   softmax_block(queries, first, start, shape.scale, scratch, out);
-  round_to_bf16(scratch.scores + first * kAttentionBlock, (queries.count - first) * kAttentionBlock,
-                halves.p + first * kAttentionBlock);
+  round_probabilities(first, queries.count, block.latent_scales, scratch.scores, halves.p);
   const int64_t pairs = (size + 1) / 2;
   for (int64_t d = 0; d < shape.latent_dim; d += kAttentionValueColumns) {
     interleave(records, pairs, d, halves.latents);
@@ -224,11 +302,11 @@ void attend_span_avx512bf16(const AttentionQueries& queries, const RecordPages& 
                             int64_t first, int64_t last, const AttentionShape& shape,
                             const AttentionScratch& scratch, const AttentionSums& out) {
   const Halves halves{.queries = scratch.halves,
-                      .p = scratch.halves + queries.count * shape.record_dim,
+                      .p = scratch.halves + queries.count * shape.key_dim,
                       .latents = reinterpret_cast<uint8_t*>(
-                          scratch.halves + queries.count * (shape.record_dim + kAttentionBlock))};
+                          scratch.halves + queries.count * (shape.key_dim + kAttentionBlock))};
   for (int q = 0; q < queries.count; ++q) {
-    round_to_bf16(queries.rows[q], shape.record_dim, halves.queries + q * shape.record_dim);
+    round_to_bf16(queries.rows[q], shape.key_dim, halves.queries + q * shape.key_dim);
     out.top[q] = -std::numeric_limits<float>::infinity();
     out.sum[q] = 0;
   }

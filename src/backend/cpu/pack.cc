@@ -172,15 +172,17 @@ void drop_pages(const Weight& weight) {
 void pack_latent_up(const Weight& w, bool exact, Packer& packer) {
   CHECK(w.key_rows > 0 && w.key_rows < w.rows, "%s: %ld key rows", w.name.c_str(),
         long(w.key_rows));
-  const RowRange keys{0, w.key_rows}, values{w.key_rows, w.rows - w.key_rows};
   PackedWeight& owner = packer.owner();
+  owner.first_value = w.key_rows % kPanelRows == 0 ? w.key_rows : 0;
+  const int64_t first = w.key_rows - owner.first_value;
+  const RowRange keys{0, w.key_rows}, rows{first, w.rows - first};
   if (!exact && fits_nvfp4_keys(w)) {
     owner.keys = pack_nvfp4_keys(w, packer);
   } else {
     owner.keys = pack_columns(w, keys, packer);
   }
-  owner.panels = !exact && fits_nvfp4(w, values) ? pack_nvfp4(w, values, packer)
-                                                 : pack_rows(w, values, packer);
+  owner.panels =
+      !exact && fits_nvfp4(w, rows) ? pack_nvfp4(w, rows, packer) : pack_rows(w, rows, packer);
 }
 
 }  // namespace

@@ -90,7 +90,10 @@ struct PanelStack {
 
 // What Weight::resident points to.
 struct PackedWeight {
-  PanelStack panels{};  // kLinear, kHead, kExperts; kLatentUp: per head [value, latent]
+  PanelStack panels{};  // kLinear, kHead, kExperts; kLatentUp: per head [nope + value, latent]
+  // kLatentUp: the output that is the first of the value, a multiple of kPanelRows. Where the nope
+  // part is none, the panels are those of the value alone: 0.
+  int64_t first_value = 0;
   // kLatentUp: per head [latent, nope], the transpose of what makes keys. NVFP4 keeps its block
   // scales apart, as factors of the input of each panel: [heads][panels][nope]; else null.
   PanelStack keys{};

@@ -9,6 +9,8 @@
 namespace nibble {
 
 void encode_record_fast(const KvLayer& layer, const float* values, KvRecord record);
+// With zeros up to a multiple of 16 values.
+void decode_record_fast(const KvLayer& layer, KvRecord record, float* values);
 
 // Where the records of one sequence lie.
 struct RecordPages {
