@@ -2,11 +2,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "backend/cpu/mla_kernels.h"
 #include "backend/cpu/multiply.h"
@@ -34,6 +38,27 @@ void for_each_target(Body body) {
   }
   hwy::SetSupportedTargetsForTest(0);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+TEST(Pieces, EveryItemIsTakenOnceByWhoeverIsFree) {
+  for (const int threads : {1, 2, 5}) {
+    for (const auto& [count, piece] :
+         {std::pair<int64_t, int64_t>{0, 3}, {1, 0}, {7, 10}, {1000, 1}, {1001, 7}}) {
+      Pieces pieces(threads);
+      pieces.deal(count, piece);
+      std::vector<std::atomic<int>> taken(static_cast<size_t>(count));
+      std::vector<std::thread> pool;
+      for (int t = 0; t < threads; t += 2) {  // the others never come
+        pool.emplace_back([&, t] {
+          for (Share share = pieces.take(t); !share.empty(); share = pieces.take(t)) {
+            for (int64_t i = share.first; i < share.last; ++i) ++taken[size_t(i)];
+          }
+        });
+      }
+      for (std::thread& thread : pool) thread.join();
+      for (int64_t i = 0; i < count; ++i) EXPECT_EQ(taken[size_t(i)], 1) << i << " of " << count;
+    }
+  }
 }
 
 TEST(Records, EncodeLikeTheScalarTruth) {

@@ -5,10 +5,11 @@
 //   1. inner[pair] = silu(gate x) * (up x): units (expert, 16 columns of the width)
 //   2. outer[pair] = down inner:            units (expert, panel of the hidden size)
 //   3. out[t] = weights[t, 0] * outer + weights[t, 1] * outer + ...: in the order of the slots
-// A thread takes a run of units of about the same cost as the others'.
+// Threads take runs of units of about the same cost (pieces.h).
 #include "backend/cpu/experts.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "backend/cpu/rows.h"
 
@@ -43,26 +44,32 @@ void Experts::sort_by_expert(const Routing& routing, int64_t num_experts) {
   first_pair_[0] = 0;
 }
 
+int64_t Experts::cost_of(int64_t e) const {
+  const int64_t pairs = first_pair_[size_t(e) + 1] - first_pair_[size_t(e)];
+  return pairs == 0 ? 0 : pairs + kReadCost;
+}
+
+Pieces& Experts::deal(int64_t units, int64_t unit_bytes) {
+  int64_t total = 0, used = 0;
+  for (int64_t e = 0; e + 1 < int64_t(first_pair_.size()); ++e) {
+    total += cost_of(e) * units;
+    used += cost_of(e) > 0;
+  }
+  return workers_.deal(total, used * units * unit_bytes / std::max<int64_t>(total, 1));
+}
+
 template <typename Body>
-void Experts::for_each_run(int thread, int64_t units, Body&& body) const {
+void Experts::for_each_run(Share costs, int64_t units, Body&& body) const {
   const int64_t num_experts = int64_t(first_pair_.size()) - 1;
-  const auto cost_of = [&](int64_t e) {
-    const int64_t pairs = first_pair_[size_t(e) + 1] - first_pair_[size_t(e)];
-    return pairs == 0 ? 0 : pairs + kReadCost;
-  };
-  int64_t total = 0;
-  for (int64_t e = 0; e < num_experts; ++e) total += cost_of(e) * units;
-  const int64_t begin = total * thread / workers_.size();
-  const int64_t end = total * (thread + 1) / workers_.size();
   int64_t start = 0;  // cost of all experts before e
-  for (int64_t e = 0; e < num_experts && start < end; ++e) {
+  for (int64_t e = 0; e < num_experts && start < costs.last; ++e) {
     const int64_t cost = cost_of(e);
     if (cost == 0) continue;
-    // A unit belongs to the thread in whose range it begins.
+    // A unit belongs to the piece in which it begins.
     const auto first_from = [&](int64_t at) {
       return at <= start ? 0 : std::min(units, (at - start + cost - 1) / cost);
     };
-    const int64_t first = first_from(begin), last = first_from(end);
+    const int64_t first = first_from(costs.first), last = first_from(costs.last);
     if (first < last) body(e, first, last);
     start += cost * units;
   }
@@ -103,11 +110,12 @@ void Experts::multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_
   }
 }
 
-void Experts::compute_inner(int thread, const Weight& gate_up, int64_t width) {
+void Experts::compute_inner(int thread, Pieces& pieces, const Weight& gate_up, int64_t width) {
   const PackedWeight& w = packed(gate_up);
   const int64_t chunks = (width + kPanelRows - 1) / kPanelRows;
   constexpr int64_t kGateSize = kColumnsAtOnce, kSize = 2 * kColumnsAtOnce + kPanelRows;
-  for_each_run(thread, chunks, [&](int64_t e, int64_t first_chunk, int64_t last_chunk) {
+  std::optional<Rows> rows;  // the last ones, whose inputs are made
+  const auto run = [&](int64_t e, int64_t first_chunk, int64_t last_chunk) {
     const int64_t end_pair = first_pair_[size_t(e) + 1];
     const Kernel& kernel =
         workers_.kernel(w.panels.first.format, end_pair - first_pair_[size_t(e)]);
@@ -115,41 +123,52 @@ void Experts::compute_inner(int thread, const Weight& gate_up, int64_t width) {
     float* gate = wide_[size_t(thread)].fit(size_t(block * kSize));
     float* up = gate + kGateSize;
     for (int64_t p = first_pair_[size_t(e)]; p < end_pair; p += block) {
-      Rows rows{.thread = thread,
-                .kernel = kernel,
-                .first_pair = p,
-                .count = std::min(block, end_pair - p),
-                .x = x_rows_.data()};
+      if (!rows || rows->first_pair != p) {
+        rows.emplace(Rows{.thread = thread,
+                          .kernel = kernel,
+                          .first_pair = p,
+                          .count = std::min(block, end_pair - p),
+                          .x = x_rows_.data()});
+      }
       for (int64_t column = first_chunk * kPanelRows; column < last_chunk * kPanelRows;
            column += kColumnsAtOnce) {
         const int64_t end = std::min({column + kColumnsAtOnce, last_chunk * kPanelRows, width});
         // Columns of the gate are whole panels; those of the up projection may begin inside one.
         const int64_t first_up = (width + column) / kPanelRows;
-        multiply(rows, w, e, column / kPanelRows, (end + kPanelRows - 1) / kPanelRows, gate, kSize,
+        multiply(*rows, w, e, column / kPanelRows, (end + kPanelRows - 1) / kPanelRows, gate, kSize,
                  column);
-        multiply(rows, w, e, first_up, (width + end + kPanelRows - 1) / kPanelRows, up, kSize,
+        multiply(*rows, w, e, first_up, (width + end + kPanelRows - 1) / kPanelRows, up, kSize,
                  first_up * kPanelRows);
         const int64_t skip = width + column - first_up * kPanelRows;
-        for (int64_t r = 0; r < rows.count; ++r) {
+        for (int64_t r = 0; r < rows->count; ++r) {
           silu_mul_row(gate + r * kSize, up + r * kSize + skip, end - column,
                        inner_.data() + (p + r) * width + column);
         }
       }
     }
-  });
+  };
+  for (Share costs = pieces.take(thread); !costs.empty(); costs = pieces.take(thread)) {
+    for_each_run(costs, chunks, run);
+  }
 }
 
-void Experts::compute_outer(int thread, const Weight& down) {
+void Experts::compute_outer(int thread, Pieces& pieces, const Weight& down) {
   const PackedWeight& w = packed(down);
-  for_each_run(thread, w.panels.first.count(), [&](int64_t e, int64_t first, int64_t last) {
+  std::optional<Rows> rows;
+  const auto run = [&](int64_t e, int64_t first, int64_t last) {
     const int64_t p = first_pair_[size_t(e)], count = first_pair_[size_t(e) + 1] - p;
-    Rows rows{.thread = thread,
-              .kernel = workers_.kernel(w.panels.first.format, count),
-              .first_pair = p,
-              .count = count,
-              .x = inner_rows_.data()};
-    multiply(rows, w, e, first, last, outer_.data() + p * down.rows, down.rows, 0);
-  });
+    if (!rows || rows->first_pair != p) {
+      rows.emplace(Rows{.thread = thread,
+                        .kernel = workers_.kernel(w.panels.first.format, count),
+                        .first_pair = p,
+                        .count = count,
+                        .x = inner_rows_.data()});
+    }
+    multiply(*rows, w, e, first, last, outer_.data() + p * down.rows, down.rows, 0);
+  };
+  for (Share costs = pieces.take(thread); !costs.empty(); costs = pieces.take(thread)) {
+    for_each_run(costs, w.panels.first.count(), run);
+  }
 }
 
 void Experts::combine(const Routing& routing, int64_t row, Tensor out) const {
@@ -181,8 +200,11 @@ void Experts::run(Tensor x, const Routing& routing, const Weight& gate_up, const
   outer_.fit(size_t(pairs * hidden));
 
   const int64_t work = pairs * width * hidden;
-  workers_.run(2 * work, [&](int thread) { compute_inner(thread, gate_up, width); });
-  workers_.run(work, [&](int thread) { compute_outer(thread, down); });
+  const Panels gates = packed(gate_up).panels.first, downs = packed(down).panels.first;
+  Pieces& inner_pieces = deal((width + kPanelRows - 1) / kPanelRows, 2 * gates.lines * kLineBytes);
+  workers_.run(2 * work, [&](int thread) { compute_inner(thread, inner_pieces, gate_up, width); });
+  Pieces& outer_pieces = deal(downs.count(), downs.lines * kLineBytes);
+  workers_.run(work, [&](int thread) { compute_outer(thread, outer_pieces, down); });
   workers_.run(pairs * hidden, [&](int thread) {
     const Share rows = workers_.share(thread, x.rows);
     for (int64_t t = rows.first; t < rows.last; ++t) combine(routing, t, out);

@@ -13,13 +13,16 @@ class Experts {
   void run(Tensor x, const Routing& routing, const Weight& gate_up, const Weight& down, Tensor out);
 
  private:
-  // Runs of (expert, unit) with `units` units an expert, dealt to threads by cost.
+  // The experts that have pairs, as a line: each has its cost `units` times, once a unit.
+  int64_t cost_of(int64_t expert) const;
+  Pieces& deal(int64_t units, int64_t unit_bytes);
+  // body(expert, first unit, last unit) for the units of a piece of the line.
   template <typename Body>
-  void for_each_run(int thread, int64_t units, Body&& body) const;
+  void for_each_run(Share costs, int64_t units, Body&& body) const;
 
   void sort_by_expert(const Routing& routing, int64_t num_experts);
-  void compute_inner(int thread, const Weight& gate_up, int64_t width);
-  void compute_outer(int thread, const Weight& down);
+  void compute_inner(int thread, Pieces& pieces, const Weight& gate_up, int64_t width);
+  void compute_outer(int thread, Pieces& pieces, const Weight& down);
   void combine(const Routing& routing, int64_t row, Tensor out) const;
 
   // Pairs of one expert, and the thread that computes them. It makes its inputs when it meets a set

@@ -30,7 +30,6 @@ void Head::bound_inputs(Tensor x, const PackedWeight& head, InputFormat format, 
 
 void Head::find_floors(int thread, const Panels& panels, Share share, Tensor out) {
   std::vector<float>& floors = threads_[size_t(thread)].floors;
-  floors.assign(size_t(out.rows), -std::numeric_limits<float>::infinity());
   for (int64_t t = 0; t < out.rows; ++t) {
     const Bound bound = bounds_[size_t(t)];
     float best = floors[size_t(t)];
@@ -92,17 +91,21 @@ void Head::run(Tensor x, const Weight& w, Tensor out) {
   const Kernel& kernel = workers_.kernel(PanelFormat::kInt8, x.rows);
   const InputRows inputs = workers_.make_inputs(0, kernel, x);
   bound_inputs(x, head, kernel.input, inputs);
+  Pieces& pieces = workers_.deal(panels.count(), panels.lines * kLineBytes);
   workers_.run(x.rows * w.rows * w.cols, [&](int thread) {
-    const Share share = workers_.share(thread, panels.count());
-    workers_.multiply(thread, kernel,
-                      {.w = panels,
-                       .first_panel = share.first,
-                       .last_panel = share.last,
-                       .x = inputs,
-                       .rows = x.rows,
-                       .out = out.row<float>(0),
-                       .out_stride = out.stride});
-    find_floors(thread, panels, share, out);
+    threads_[size_t(thread)].floors.assign(size_t(out.rows),
+                                           -std::numeric_limits<float>::infinity());
+    for (Share piece = pieces.take(thread); !piece.empty(); piece = pieces.take(thread)) {
+      workers_.multiply(thread, kernel,
+                        {.w = panels,
+                         .first_panel = piece.first,
+                         .last_panel = piece.last,
+                         .x = inputs,
+                         .rows = x.rows,
+                         .out = out.row<float>(0),
+                         .out_stride = out.stride});
+      find_floors(thread, panels, piece, out);
+    }
   });
   workers_.run(x.rows * w.rows, [&](int thread) {
     find_candidates(thread, panels, workers_.share(thread, panels.count()), out);

@@ -38,18 +38,19 @@ void CpuLinear::run(Tensor x, const Weight& weight, Tensor out, bool accumulate)
   const Kernel& kernel = workers_.kernel(panels.format, x.rows);
   const bool meet = kernel.input != InputFormat::kF32 && x.rows * x.cols >= kWorthMeeting;
   const InputRows shared = meet ? share_inputs(kernel, x, w) : InputRows();
-  // The units of work: (block of rows, panel), panels fastest. Each thread takes a run of them.
+  // The units of work: (block of rows, panel), panels fastest.
   const int64_t block = kernel.block_rows(x.cols), count = panels.count();
   const int64_t blocks = (x.rows + block - 1) / block;
   const int64_t units = blocks * count;
   const int64_t group = units >= 4 * kPanelGroup * workers_.size() ? kPanelGroup : 1;
+  Pieces& pieces = workers_.deal(units, panels.lines * kLineBytes, group);
   workers_.run(x.rows * weight.rows * x.cols, [&](int thread) {
-    const Share share = workers_.share(thread, units, group);
     InputRows inputs = shared;
     int set = -2;  // of the inputs that this thread made last
-    for (int64_t unit = share.first; unit < share.last;) {
-      const int64_t b = unit / count, panel = unit % count;
-      const PanelRun run = panel_run(w, 0, panel, std::min(count, panel + share.last - unit));
+    for (Share piece = pieces.take(thread); !piece.empty();) {
+      const int64_t b = piece.first / count, panel = piece.first % count;
+      const PanelRun run =
+          panel_run(w, 0, panel, std::min(count, panel + piece.last - piece.first));
       if (!meet && run.set != set) inputs = workers_.make_inputs(thread, kernel, x, run.factors);
       set = run.set;
       const int64_t row = b * x.rows / blocks, end = (b + 1) * x.rows / blocks;
@@ -63,7 +64,8 @@ void CpuLinear::run(Tensor x, const Weight& weight, Tensor out, bool accumulate)
                          .out = out.row<float>(row),
                          .out_stride = out.stride,
                          .accumulate = accumulate});
-      unit += run.last - panel;
+      piece.first += run.last - panel;
+      if (piece.empty()) piece = pieces.take(thread);
     }
   });
 }

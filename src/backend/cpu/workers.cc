@@ -45,6 +45,7 @@ Kernel best_kernel(PanelFormat format, [[maybe_unused]] const InstructionSets& s
 Workers::Workers(int threads, bool exact)
     : sets_(instruction_sets()),
       pool_(threads > 0 ? threads : num_physical_cores()),
+      pieces_(pool_.size()),
       threads_(size_t(pool_.size())) {
   for (int i = 0; i < kPanelFormats; ++i) {
     const PanelFormat format = PanelFormat(i);

@@ -8,18 +8,11 @@
 
 #include "backend/cpu/instruction_sets.h"
 #include "backend/cpu/multiply.h"
+#include "backend/cpu/pieces.h"
 #include "base/tensor.h"
 #include "base/thread_pool.h"
 
 namespace nibble {
-
-// A contiguous share of a loop.
-struct Share {
-  int64_t first = 0;
-  int64_t last = 0;
-
-  bool empty() const { return first >= last; }
-};
 
 // A product of so many rows is worth decoding its panels for.
 inline constexpr int64_t kWideRows = 24;
@@ -53,6 +46,16 @@ class Workers {
   Share share(int thread, int64_t count, int64_t unit = 1) const {
     const int64_t units = (count + unit - 1) / unit;
     return {units * thread / size() * unit, std::min(count, units * (thread + 1) / size() * unit)};
+  }
+
+  // Items of a loop to be taken in pieces until the next call: about kPieceBytes of what a thread
+  // reads, whole groups, and several for each thread.
+  Pieces& deal(int64_t count, int64_t item_bytes, int64_t group = 1) {
+    constexpr int64_t kPieceBytes = 128 << 10, kLeastPieces = 4;  // of a thread
+    const int64_t most = count / (kLeastPieces * size());
+    const int64_t piece = std::min(kPieceBytes / std::max<int64_t>(item_bytes, 1), most);
+    pieces_.deal(count, std::max<int64_t>(piece / group, 1) * group);
+    return pieces_;
   }
 
   // Memory of thread `thread` for input rows, kept until it is asked for again.
@@ -90,6 +93,7 @@ class Workers {
   Kernel wide_kernels_[kPanelFormats];
   Kernel exact_kernels_[kPanelFormats];
   ThreadPool pool_;
+  Pieces pieces_;
   std::vector<Thread> threads_;
 };
 
