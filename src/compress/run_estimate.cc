@@ -12,10 +12,14 @@ namespace nibble {
 namespace {
 
 constexpr int64_t kFloat = sizeof(float);
+// The tokenizer, the threads' small scratch and what the allocator holds back; measured.
+constexpr int64_t kProcessBytes = 8'000'000;
 
-// Of a matrix in panels of the CPU backend.
-int64_t packed_bytes(const LinearGroup& group, Precision precision) {
-  const int64_t weights = group.rows * group.cols;
+// Of a matrix in panels of the CPU backend, which has the rows of kv_b that make keys twice: as
+// queries and as keys are multiplied by them.
+int64_t packed_bytes(const GlmConfig& c, const LinearGroup& group, Precision precision) {
+  const int64_t again = group.site == Site::kKvB ? int64_t(c.heads) * c.nope_dim : 0;
+  const int64_t weights = (group.rows + again) * group.cols;
   return precision == Precision::kNvfp4 ? weights * 9 / 16 + group.rows * kFloat : weights * 2;
 }
 
@@ -65,7 +69,7 @@ class Estimator {
         if (feedback_bytes(*planned) > work) hardest = planned;
         work = std::max(work, feedback_bytes(*planned));
         if (planned->precision == Precision::kKept) continue;
-        result += packed_bytes(planned->group, planned->precision) + encoded_bytes(*planned);
+        result += packed_bytes(c_, planned->group, planned->precision) + encoded_bytes(*planned);
       }
       reach(hardest->group.name(), held + moments + std::max(work, observed_bytes(groups, true)));
       held += result;
@@ -108,7 +112,7 @@ class Estimator {
   RunEstimate result(int versions, const std::vector<TensorPlan>& target) const {
     const int64_t stream = tokens_.num_tokens() * c_.hidden * kFloat;
     RunEstimate e = estimate_writer(target);
-    e.memory_bytes += peak_bytes_ + steady_bytes();
+    e.memory_bytes += peak_bytes_ + steady_bytes() + kProcessBytes;
     e.peak = peak_;
     if (!spills_) return e;
     e.spill_bytes = 2 * stream;
@@ -140,7 +144,7 @@ class Estimator {
   int64_t original_bytes(const std::vector<PlannedGroup>& layer) const {
     int64_t bytes = 0;
     for (const PlannedGroup& planned : layer) {
-      bytes += packed_bytes(planned.group, Precision::kKept);
+      bytes += packed_bytes(c_, planned.group, Precision::kKept);
     }
     return bytes;
   }
