@@ -98,7 +98,8 @@ Device open_device(int index) {
                 "; 8.0 (Ampere) or newer is needed, or --device cpu");
   }
   device.make_current();
-  // No kernel has a stack; the driver would keep the default's 1 KiB for every thread there may be.
+  // Kernels have no stack but for a few spilled registers, which the driver counts by itself. By
+  // default it keeps 1 KiB for every thread there may be.
   CUDA_CHECK(cudaDeviceSetLimit(cudaLimitStackSize, 0));
   return device;
 }
