@@ -74,7 +74,7 @@ def test_pruned_and_quantized_model_is_served(nibble, serve, pruned, tmp_path):
 
     def blocks(*flags):
         server = serve(target, "--served-model-name", "pruned", *cache, *flags)
-        question = {"role": "user", "content": "What is 3 + 4?"}
+        question = {"role": "user", "content": "What is 2 + 3?"}
         answer = server.answer(
             "/v1/chat/completions", {"model": "pruned", "messages": [question], "temperature": 0, "max_tokens": 64}
         )
@@ -84,4 +84,4 @@ def test_pruned_and_quantized_model_is_served(nibble, serve, pruned, tmp_path):
 
     (fp8, answer), (bf16, _) = blocks(), blocks("--kv-cache-dtype", "bfloat16")
     assert fp8 == pytest.approx(2 * bf16, abs=2)
-    assert "7" in answer or (pruned.name == "frequency" and answer)  # that method loses more
+    assert "5" in answer
