@@ -45,7 +45,7 @@ int64_t codes_bytes(const Weight& w) {
 
 // The larger of what grouped experts and expanded attention keep for a step of `rows`.
 int64_t workspace_bytes_of(const GlmConfig& c, int64_t rows) {
-  constexpr int64_t kGroupedRows = 8192, kSlabPositions = 4096, kRowTile = 128;
+  constexpr int64_t kGroupedRows = 8192, kSlabStep = 4096, kRowTile = 128;
   constexpr int64_t kBF16 = 2, kF32 = 4;
   const int64_t pairs = std::min(rows, kGroupedRows) * (c.top_k + c.shared_experts);
   const int64_t padded = pairs + (c.num_experts + c.shared_experts) * kRowTile;
@@ -53,9 +53,12 @@ int64_t workspace_bytes_of(const GlmConfig& c, int64_t rows) {
       pairs * c.hidden * kF32 + padded * (c.hidden + int64_t(c.expert_dim)) * kBF16;
   const MlaShape mla = c.mla();
   const int64_t head_rows = mla.nope_dim + mla.value_dim;
-  const int64_t slab = kSlabPositions * (mla.record_dim() + mla.heads * head_rows) * kBF16;
+  const int64_t positions = std::max<int64_t>(1, rows / kSlabStep * 2) * kSlabStep;
+  const int64_t slab = positions * (mla.record_dim() + mla.heads * head_rows) * kBF16;
   const int64_t up = mla.heads * head_rows * mla.latent_dim * kBF16;
-  const int64_t queries = rows * mla.heads * (mla.query_dim() * kBF16 + mla.value_dim * kF32);
+  const int64_t sums = 5 * kF32;  // of a row and head, in the carry
+  const int64_t queries =
+      rows * mla.heads * (mla.query_dim() * kBF16 + mla.value_dim * kF32 + sums);
   return std::max(experts, slab + up + queries);
 }
 

@@ -49,31 +49,39 @@ void attend_expanded(const Context& context, Tensor q, const LatentUp& kv_b, con
                      const Segment& segment, const KvLayer& cache, Tensor out) {
   const RowRange rows{segment.first_row, segment.num_rows};
   const int length = segment.context + segment.num_rows;
-  const size_t heads = size_t(shape.heads), slab_rows = size_t(std::min(length, kSlab));
-  const bool is_packed = kv_b.format == KvFormat::kNvfp4, carries = length > kSlab;
+  const int slab_length = slab_positions(rows.count);
+  const size_t heads = size_t(shape.heads);
+  const size_t slab_rows =
+      size_t(blocks_for(std::min(length, slab_length), kExpandRows)) * kExpandRows;
+  const bool is_packed = kv_b.format == KvFormat::kNvfp4, carries = length > slab_length;
   const size_t pairs = size_t(rows.count) * heads;
   const size_t query_bytes = pairs * kQuery * sizeof(bf16);
   const size_t up_bytes = is_packed ? heads * kUpRows * kLatent * sizeof(bf16) : 0;
-  const size_t record_bytes = slab_rows * kRecord * sizeof(bf16);
+  const size_t latent_bytes = slab_rows * kLatent * sizeof(bf16);
+  const size_t rope_bytes = slab_rows * kRope * sizeof(bf16);
   const size_t slab_bytes = slab_rows * heads * kUpRows * sizeof(bf16);
   const size_t carry_bytes = carries ? pairs * kValue * sizeof(float) : 0;
-  const size_t sum_bytes = carries ? pairs * sizeof(float2) : 0;
-  char* memory = context.workspace.fit_as<char>(query_bytes + up_bytes + record_bytes + slab_bytes +
-                                                carry_bytes + sum_bytes);
+  const size_t sum_bytes = carries ? pairs * sizeof(float4) : 0;
+  const size_t top_bytes = carries ? pairs * sizeof(float) : 0;
+  char* memory = context.workspace.fit_as<char>(query_bytes + up_bytes + latent_bytes + rope_bytes +
+                                                slab_bytes + carry_bytes + sum_bytes + top_bytes);
   const auto take = [&](size_t bytes) { return std::exchange(memory, memory + bytes); };
   bf16* const queries = reinterpret_cast<bf16*>(take(query_bytes));
   bf16* const unpacked = reinterpret_cast<bf16*>(take(up_bytes));
-  const Expanded slab{.records = reinterpret_cast<bf16*>(take(record_bytes)),
+  const Expanded slab{.latents = reinterpret_cast<bf16*>(take(latent_bytes)),
+                      .ropes = reinterpret_cast<bf16*>(take(rope_bytes)),
                       .keys_values = reinterpret_cast<bf16*>(take(slab_bytes))};
-  const Carry carry{.values = reinterpret_cast<float*>(take(carry_bytes)),
-                    .sums = reinterpret_cast<float2*>(take(sum_bytes))};
+  float* const carried = reinterpret_cast<float*>(take(carry_bytes));
+  float4* const sums = reinterpret_cast<float4*>(take(sum_bytes));
+  const Carry carry{
+      .values = carried, .tops = reinterpret_cast<float*>(take(top_bytes)), .sums = sums};
   turn_queries(context, q, shape, rows, queries);
   if (is_packed) unpack_up(context, kv_b, unpacked);
   const bf16* up = is_packed ? unpacked : reinterpret_cast<const bf16*>(kv_b.values);
   const int32_t* pages = context.step.pages + segment.first_page;
-  for (int first = 0; first < length; first += kSlab) {
+  for (int first = 0; first < length; first += slab_length) {
     const SlabRange range{
-        .first = first, .count = std::min(kSlab, length - first), .context = segment.context};
+        .first = first, .count = std::min(slab_length, length - first), .context = segment.context};
     expand_records(context, cache, pages, first, range.count, kv_b, up, slab);
     attend_slab(context, queries, slab, range, shape, rows, carry, out);
   }

@@ -13,21 +13,23 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTile = 128, kDepth = 64, kStages = 3;
+constexpr int kTile = kExpandRows, kDepth = 64, kStages = 3;
 constexpr int kPieces = kDepth / 8;  // of 16 bytes, a row of a tile
 constexpr size_t kTileBytes = size_t(kTile) * kDepth * sizeof(bf16);
 
-// A thread has 8 values of a record.
+// A thread has 8 values of a record. Rows from `count` to whole multiples of kExpandRows repeat
+// the last.
 template <KvFormat format>
 __global__ void __launch_bounds__(kThreads)
-    decode_kernel(Records records, const int32_t* pages, int first, int count, bf16* out) {
+    decode_kernel(Records records, const int32_t* pages, int first, int count, Expanded out) {
   wait_for_predecessor();
   let_successor_begin();
   const int i = blockIdx.x * kThreads + threadIdx.x;
   const int row = i / (kRecord / 8), eight = i % (kRecord / 8) * 8;
-  if (row >= count) return;
-  const int64_t page = pages[(first + row) / records.page_size];
-  const int slot = (first + row) % records.page_size;
+  if (row >= (count + kExpandRows - 1) / kExpandRows * kExpandRows) return;
+  const int position = first + min(row, count - 1);
+  const int64_t page = pages[position / records.page_size];
+  const int slot = position % records.page_size;
   const uint8_t* from = records.values(page, slot);
   const bool is_rope = eight >= kLatent;
   float v[8];
@@ -59,9 +61,11 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  *reinterpret_cast<uint4*>(out + int64_t(row) * kRecord + eight) =
-      make_uint4(pack(v[0], v[1], bf16()), pack(v[2], v[3], bf16()), pack(v[4], v[5], bf16()),
-                 pack(v[6], v[7], bf16()));
+  bf16* const to = is_rope ? out.ropes + int64_t(row / kPanelRows) * kPanel +
+                                 panel_offset(row % kPanelRows, (eight - kLatent) / 8)
+                           : out.latents + int64_t(row) * kLatent + eight;
+  *reinterpret_cast<uint4*>(to) = make_uint4(pack(v[0], v[1], bf16()), pack(v[2], v[3], bf16()),
+                                             pack(v[4], v[5], bf16()), pack(v[6], v[7], bf16()));
 }
 
 // NVFP4 without the tensor's scale, exact in BF16. A thread has 8 values.
@@ -133,15 +137,14 @@ __device__ __forceinline__ void copy_tile(const bf16* from, int64_t stride, int 
 
 // Blocks: x = 128 outputs, y = 128 positions.
 __global__ void __launch_bounds__(kThreads, 2)
-    expand_kernel(const bf16* records, int count, const bf16* w, int outputs, LatentUp scales,
-                  bf16* out) {
+    expand_kernel(const bf16* latents, const bf16* w, int outputs, LatentUp scales, bf16* out) {
   extern __shared__ __align__(128) uint8_t memory[];
   bf16* const tiles = reinterpret_cast<bf16*>(memory);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int first_row = blockIdx.y * kTile, first_output = blockIdx.x * kTile;
   const auto copy_step = [&](int k) {
     bf16* a = tiles + k % kStages * (2 * kTile * kDepth);
-    copy_tile(records + int64_t(first_row) * kRecord, kRecord, count - first_row, k * kDepth, a);
+    copy_tile(latents + int64_t(first_row) * kLatent, kLatent, kTile, k * kDepth, a);
     copy_tile(w + int64_t(first_output) * kLatent, kLatent, outputs - first_output, k * kDepth,
               a + kTile * kDepth);
     commit_copies();
@@ -196,8 +199,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int position = first_row + row + m * 16 + g + 8 * i;
-        if (position >= count) continue;
-        *reinterpret_cast<uint32_t*>(out + int64_t(position) * outputs + output) =
+        const int64_t panel = int64_t(position / kPanelRows) * (outputs / 64) + output / 64;
+        *reinterpret_cast<uint32_t*>(out + panel * kPanel + 2 * t +
+                                     panel_offset(position % kPanelRows, output % 64 / 8)) =
             pack(acc[m][n][2 * i] * scale.x, acc[m][n][2 * i + 1] * scale.y, bf16());
       }
     }
@@ -224,10 +228,10 @@ void unpack_up(const Context& context, const LatentUp& kv_b, bf16* out) {
 
 void expand_records(const Context& context, const KvLayer& cache, const int32_t* pages, int first,
                     int count, const LatentUp& kv_b, const bf16* unpacked, Expanded out) {
-  const Grid grid{.blocks = {blocks_for(int64_t(count) * kRecord / 8, kThreads)},
-                  .threads = kThreads};
+  const int64_t padded = int64_t(blocks_for(count, kExpandRows)) * kExpandRows;
+  const Grid grid{.blocks = {blocks_for(padded * kRecord / 8, kThreads)}, .threads = kThreads};
   const auto decode = [&](auto kernel) {
-    launch(context, grid, kernel, Records(cache), pages, first, count, out.records);
+    launch(context, grid, kernel, Records(cache), pages, first, count, out);
   };
   switch (cache.format) {
     case KvFormat::kF32:
@@ -246,7 +250,7 @@ void expand_records(const Context& context, const KvLayer& cache, const int32_t*
       decode(decode_kernel<KvFormat::kNvfp4>);
       break;
   }
-  if (expand_sm90(context, out.records, count, kv_b, unpacked, out.keys_values)) return;
+  if (expand_sm90(context, count, kv_b, unpacked, out)) return;
   const int outputs = kv_b.heads * kUpRows;
   const size_t shared = 2 * kTileBytes * kStages;
   allow_shared(expand_kernel, shared);
@@ -256,7 +260,7 @@ void expand_records(const Context& context, const KvLayer& cache, const int32_t*
          {.blocks = {blocks_for(outputs, kTile), blocks_for(count, kTile)},
           .threads = kThreads,
           .shared_bytes = shared},
-         expand_kernel, out.records, count, unpacked, outputs, kv_b, out.keys_values);
+         expand_kernel, out.latents, unpacked, outputs, kv_b, out.keys_values);
 }
 
 }  // namespace nibble::cuda

@@ -8,7 +8,7 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kThreads = 256, kRows = 128, kOutputs = 256, kDepth = 64, kStages = 4;
+constexpr int kThreads = 256, kRows = kExpandRows, kOutputs = 256, kDepth = 64, kStages = 4;
 constexpr int kSteps = kLatent / kDepth;
 constexpr int kStage = (kRows + kOutputs) * kDepth;  // values
 constexpr int kPitch = kOutputs + 8;                 // of outputs on their way to memory
@@ -16,7 +16,7 @@ constexpr size_t kShared = size_t(kStages) * kStage * sizeof(bf16) + 1024;
 
 // Blocks: x = 256 outputs, y = 128 positions.
 __global__ void __launch_bounds__(kThreads, 1)
-    expand_sm90_kernel(const bf16* records, int count, const bf16* w, int outputs, LatentUp scales,
+    expand_sm90_kernel(const bf16* latents, const bf16* w, int outputs, LatentUp scales,
                        bf16* out) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t memory[];
@@ -25,14 +25,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int first_row = blockIdx.y * kRows, first_output = blockIdx.x * kOutputs;
   const int row = threadIdx.x / 8, piece = threadIdx.x % 8;
-  const auto copy_step = [&](int k) {  // rows past the last repeat it, and are not written
+  const auto copy_step = [&](int k) {  // outputs past the last repeat it, and are not written
     bf16* const a = tiles + k % kStages * kStage;
     bf16* const b = a + kRows * kDepth;
 #pragma unroll
     for (int i = 0; i < kRows; i += kThreads / 8) {
-      const int from = min(first_row + i + row, count - 1);
       copy_async_16(panel_piece_at<kRows>(a, i + row, piece),
-                    records + int64_t(from) * kRecord + k * kDepth + piece * 8);
+                    latents + int64_t(first_row + i + row) * kLatent + k * kDepth + piece * 8);
     }
 #pragma unroll
     for (int i = 0; i < kOutputs; i += kThreads / 8) {
@@ -60,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int j = 0; j < kDepth / 16; ++j) {
       multiply_256(acc, describe(a + j * 16, 16), describe(b + j * 16, 16), k + j > 0);
     }
-    commit_products();
+    end_products();
     if (k + 2 < kSteps) copy_step(k + 2);  // where step k - 2 was, which has been waited for
     commit_copies();
     wait_for_products<1>();
@@ -84,11 +83,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   __syncwarp();
-  const int output = first_output + lane * 8;
+  const int output = first_output + lane * 8, position = first_row + warp * 16;
+  if (output >= outputs) return;
+  bf16* const panel =
+      out + (int64_t(position / kPanelRows) * (outputs / 64) + output / 64) * kPanel;
   for (int i = 0; i < 16; ++i) {
-    const int position = first_row + warp * 16 + i;
-    if (position >= count || output >= outputs) break;
-    *reinterpret_cast<uint4*>(out + int64_t(position) * outputs + output) =
+    *reinterpret_cast<uint4*>(panel + panel_offset(position % kPanelRows + i, lane % 8)) =
         *reinterpret_cast<const uint4*>(staged + (i * kPitch + lane * 8) / 2);
   }
 #endif
@@ -96,8 +96,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-bool expand_sm90(const Context& context, const bf16* records, int count, const LatentUp& kv_b,
-                 const bf16* unpacked, bf16* out) {
+bool expand_sm90(const Context& context, int count, const LatentUp& kv_b, const bf16* unpacked,
+                 Expanded out) {
 #ifdef NIBBLE_CUDA_SM90A
   if (context.device.arch != 90) return false;
   const int outputs = kv_b.heads * kUpRows;
@@ -106,10 +106,10 @@ bool expand_sm90(const Context& context, const bf16* records, int count, const L
          {.blocks = {blocks_for(outputs, kOutputs), blocks_for(count, kRows)},
           .threads = kThreads,
           .shared_bytes = kShared},
-         expand_sm90_kernel, records, count, unpacked, outputs, kv_b, out);
+         expand_sm90_kernel, out.latents, unpacked, outputs, kv_b, out.keys_values);
   return true;
 #else
-  (void)context, (void)records, (void)count, (void)kv_b, (void)unpacked, (void)out;
+  (void)context, (void)count, (void)kv_b, (void)unpacked, (void)out;
   return false;
 #endif
 }

@@ -74,22 +74,21 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) slab_kernel(SlabTask task, M
   const auto value_place = [&](int row, int piece) { return piece_at(values, row, piece); };
   copy_queries<kThreads>(task, head, begin, kRows,
                          [&](int row, int piece) { return piece_at(queries, row, piece); });
-  const TileCopy<kThreads> tiles(task, head);
-  tiles.copy_keys(0, key_place);
+  copy_keys<kThreads>(task, head, 0, key_place);
   commit_copies();
 
   SlabRow rows(task, begin + warp * 16 + g, head);
   float o[32][4];
   rows.load(task, t, o);
   for (int first = 0; first < most; first += kTile) {
-    tiles.copy_values(first, value_place);
+    copy_values<kThreads>(task, head, first / kTile, value_place);
     commit_copies();
     wait_for_copies<1>();
     __syncthreads();
     float s[8][4], factors[2];
     score(queries, keys, s);
     __syncthreads();
-    if (first + kTile < most) tiles.copy_keys(first + kTile, key_place);
+    if (first + kTile < most) copy_keys<kThreads>(task, head, first / kTile + 1, key_place);
     commit_copies();
     weigh(s, rows.limits(base, first), rows.tops, rows.sums, factors);
     wait_for_copies<1>();

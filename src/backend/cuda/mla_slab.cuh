@@ -7,9 +7,8 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kTile = 64;                 // positions
+inline constexpr int kTile = kPanelRows;         // positions
 inline constexpr int kPieces = kQuery * 2 / 16;  // of 16 bytes, a row
-inline constexpr int kNopePieces = kNope * 2 / 16;
 static_assert(kQuery == kValue);
 
 struct SlabTask {
@@ -36,56 +35,42 @@ __device__ __forceinline__ void copy_queries(const SlabTask& task, int head, int
   }
 }
 
-// What a thread copies of a tile: one piece of every kRowStep-th row. Rows past the slab's last are
-// given that one: they are masked, not missing.
-template <int kThreads>
-struct TileCopy {
-  static constexpr int kRowStep = kThreads / kPieces, kEach = kTile / kRowStep;
-  static_assert(kThreads % kPieces == 0 && kRowStep % 4 == 0);
-  const bf16 *keys, *values;  // of position `row`
-  uint32_t key_stride, value_stride;
-  int row, piece, count;
+// Where panel `panel` of a tile's keys lies; the last is the rope key, which heads share.
+__device__ __forceinline__ const bf16* keys_at(const SlabTask& task, int head, int tile,
+                                               int panel) {
+  return panel < kNope / 64
+             ? task.slab.keys_values +
+                   ((int64_t(tile) * task.heads + head) * kHeadPanels + panel) * kPanel
+             : task.slab.ropes + int64_t(tile) * kPanel;
+}
+__device__ __forceinline__ const bf16* values_at(const SlabTask& task, int head, int tile,
+                                                 int panel) {
+  return keys_at(task, head, tile, 0) + (kNope / 64 + panel) * kPanel;
+}
 
-  __device__ __forceinline__ TileCopy(const SlabTask& task, int head)
-      : row(threadIdx.x / kPieces), piece(threadIdx.x % kPieces), count(task.range.count) {
-    value_stride = task.heads * kUpRows;
-    const bf16* first = task.slab.keys_values + head * kUpRows + piece * 8;
-    values = first + kNope + row * value_stride;
-    const bool is_rope = piece >= kNopePieces;
-    key_stride = is_rope ? kRecord : value_stride;
-    keys = (is_rope ? task.slab.records + kLatent + (piece - kNopePieces) * 8 : first) +
-           row * key_stride;
-  }
-
-  // place(row, piece): where a piece goes in shared memory.
-  template <typename Place>
-  __device__ __forceinline__ void copy(const bf16* from, uint32_t stride, int first,
-                                       Place place) const {
-    if (first + kTile <= count) {
-      const bf16* at = from + uint64_t(first) * stride;
+// place(row, piece): where a piece goes in shared memory.
+template <int kThreads, typename Place>
+__device__ __forceinline__ void copy_panel(const bf16* panel, int index, Place place) {
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        copy_async_16(place(i * kRowStep + row, piece), at);
-        at += kRowStep * stride;
-      }
-    } else {
+  for (int i = 0; i < kTile * 8 / kThreads; ++i) {
+    const int row = i * (kThreads / 8) + int(threadIdx.x) / 8, piece = int(threadIdx.x) % 8;
+    copy_async_16(place(row, index * 8 + piece), panel + panel_offset(row, piece));
+  }
+}
+template <int kThreads, typename Place>
+__device__ __forceinline__ void copy_keys(const SlabTask& task, int head, int tile, Place place) {
 #pragma unroll 1
-      for (int i = 0; i < kEach; ++i) {
-        const int position = min(first + i * kRowStep + row, count - 1);
-        copy_async_16(place(i * kRowStep + row, piece),
-                      from + int64_t(position - row) * int64_t(stride));
-      }
-    }
+  for (int panel = 0; panel < kQuery / 64; ++panel) {
+    copy_panel<kThreads>(keys_at(task, head, tile, panel), panel, place);
   }
-  template <typename Place>
-  __device__ __forceinline__ void copy_keys(int first, Place place) const {
-    copy(keys, key_stride, first, place);
+}
+template <int kThreads, typename Place>
+__device__ __forceinline__ void copy_values(const SlabTask& task, int head, int tile, Place place) {
+#pragma unroll 1
+  for (int panel = 0; panel < kValue / 64; ++panel) {
+    copy_panel<kThreads>(values_at(task, head, tile, panel), panel, place);
   }
-  template <typename Place>
-  __device__ __forceinline__ void copy_values(int first, Place place) const {
-    copy(values, value_stride, first, place);
-  }
-};
+}
 
 // o *= factors, which mostly are 1.
 __device__ __forceinline__ void rescale(const float (&factors)[2], float (&o)[32][4]) {
@@ -131,6 +116,14 @@ __device__ __forceinline__ void weigh(float (&s)[8][4], int2 limits, float (&top
   }
 }
 
+// Both at once, for lanes that have two neighbours each.
+__device__ __forceinline__ void store_pair(bf16* to, float x, float y) {
+  *reinterpret_cast<uint32_t*>(to) = pack(x, y, bf16());
+}
+__device__ __forceinline__ void store_pair(float* to, float x, float y) {
+  *reinterpret_cast<float2*>(to) = make_float2(x, y);
+}
+
 // The two rows of a lane.
 struct SlabRow {
   int rows[2];    // of the segment
@@ -155,8 +148,8 @@ struct SlabRow {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (has_carry[r]) {
-        tops[r] = task.carry.sums[at[r]].x;
-        sums[r] = t == 0 ? task.carry.sums[at[r]].y : 0;
+        tops[r] = task.carry.tops[at[r]];
+        sums[r] = reinterpret_cast<const float*>(task.carry.sums)[at[r] * 4 + t];
       }
 #pragma unroll
       for (int n = 0; n < 32; ++n) {
@@ -176,23 +169,23 @@ struct SlabRow {
                                         const float (&o)[32][4], const Matrix<Out>& out) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      sums[r] += __shfl_xor_sync(0xffffffffu, sums[r], 1);
-      sums[r] += __shfl_xor_sync(0xffffffffu, sums[r], 2);
+      float sum = sums[r] + __shfl_xor_sync(0xffffffffu, sums[r], 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       if (rows[r] >= task.rows) continue;
       if (base + rows[r] > task.range.count) {
-        if (t == 0) task.carry.sums[at[r]] = make_float2(tops[r], sums[r]);
+        if (t == 0) task.carry.tops[at[r]] = tops[r];
+        reinterpret_cast<float*>(task.carry.sums)[at[r] * 4 + t] = sums[r];
 #pragma unroll
         for (int n = 0; n < 32; ++n) {
           *reinterpret_cast<float2*>(task.carry.values + at[r] * kValue + n * 8 + 2 * t) =
               make_float2(o[n][2 * r], o[n][2 * r + 1]);
         }
       } else if (base + rows[r] > 0) {
-        const float scale = 1.0f / sums[r];
+        const float scale = 1.0f / sum;
         Out* to = out.row(task.first_row + rows[r]) + head * kValue + 2 * t;
 #pragma unroll
         for (int n = 0; n < 32; ++n) {
-          to[n * 8] = from_float<Out>(o[n][2 * r] * scale);
-          to[n * 8 + 1] = from_float<Out>(o[n][2 * r + 1] * scale);
+          store_pair(to + n * 8, o[n][2 * r] * scale, o[n][2 * r + 1] * scale);
         }
       }
     }

@@ -51,17 +51,36 @@ void join_splits(const Context& context, Partials partials, const LatentUp& kv_b
 
 // Expanded segments ------------------------------------------------------------------------------
 
-inline constexpr int kSlab = 4096;  // positions expanded at once, from a multiple of it on
+// A slab is what is expanded at once: so many positions for a segment of `rows`, from a multiple
+// of it on. A row's bits do not depend on it. Rows that need much room anyway (grouped experts)
+// have few slabs, since each costs every row its way into the carry and back.
+constexpr int slab_positions(int rows) {
+  return rows < 4096 ? 4096 : rows / 4096 * 8192;
+}
+
+// Keys and values lie as products read them from shared memory: in panels of kPanelRows positions
+// by 64 values, where piece i (16 bytes) of row r is at piece i ^ (r % 8). Positions up to whole
+// panels repeat the last one.
+inline constexpr int kPanelRows = 64, kPanel = kPanelRows * 64;
+inline constexpr int kHeadPanels = kUpRows / 64;    // of a head: its keys' latent part, its values
+inline constexpr int kExpandRows = 2 * kPanelRows;  // rows of room are multiples of it
 
 struct Expanded {               // of a slab's positions
-  bf16* records = nullptr;      // [kSlab, latent + rope]; the rope key is every head's
-  bf16* keys_values = nullptr;  // [kSlab, heads, nope + value]
+  bf16* latents = nullptr;      // [positions, latent]
+  bf16* ropes = nullptr;        // [positions / kPanelRows] panels: every head's rope key
+  bf16* keys_values = nullptr;  // [positions / kPanelRows, heads, kHeadPanels] panels
 };
+
+// Piece `piece` of a panel's row, in values.
+__host__ __device__ constexpr int panel_offset(int row, int piece) {
+  return row * 64 + (piece ^ (row % 8)) * 8;
+}
 
 // What a row has gathered from the slabs so far; used where there are several.
 struct Carry {
   float* values = nullptr;  // [rows, heads, value]
-  float2* sums = nullptr;   // [rows, heads]: the largest score, and the sum of 2^(score - it)
+  float* tops = nullptr;    // [rows, heads]: the largest score
+  float4* sums = nullptr;   // [rows, heads]: the sum of 2^(score - top) over four lanes' columns
 };
 
 // out [rows, heads, nope + rope]: rotated, times the softmax's scale in powers of two.
@@ -69,12 +88,13 @@ void turn_queries(const Context& context, Tensor q, const MlaShape& shape, RowRa
                   bf16* out);
 // kv_b in BF16, without the scales that belong to its outputs.
 void unpack_up(const Context& context, const LatentUp& kv_b, bf16* out);
-// `pages`: the segment's page table on the card; `unpacked`: kv_b in BF16.
+// `pages`: the segment's page table on the card; `unpacked`: kv_b in BF16. Writes whole multiples
+// of kExpandRows.
 void expand_records(const Context& context, const KvLayer& cache, const int32_t* pages, int first,
                     int count, const LatentUp& kv_b, const bf16* unpacked, Expanded out);
 // The product of expand_records; false where the card or the build has no such kernel.
-bool expand_sm90(const Context& context, const bf16* records, int count, const LatentUp& kv_b,
-                 const bf16* unpacked, bf16* out);
+bool expand_sm90(const Context& context, int count, const LatentUp& kv_b, const bf16* unpacked,
+                 Expanded out);
 // `count` positions from `first` on, for rows of a segment whose first has position `context`. A
 // row that attends to later slabs is left in the carry, others go to `out`.
 struct SlabRange {

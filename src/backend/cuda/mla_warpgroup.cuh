@@ -6,6 +6,7 @@
 
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/tile.cuh"
+#include "backend/cuda/warpgroup.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -24,12 +25,6 @@ __device__ __forceinline__ uint64_t describe(const bf16* at, uint32_t panel_byte
          (shared_address(at) >> 4 & 0x3fff);
 }
 
-__device__ __forceinline__ void begin_products() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void commit_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
 template <int pending>
 __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
@@ -61,7 +56,7 @@ __device__ __forceinline__ void multiply_64(float (&c)[8][4], uint64_t a, uint64
       : "l"(a), "l"(b), "r"(keep));
 }
 
-// The same, 64 x 256: a from registers, as the fragments of four warps; K across the rows of b.
+// c += a b, 64 x 256: a from registers, as the fragments of four warps; K across the rows of b.
 __device__ __forceinline__ void multiply_256(float (&c)[32][4], const uint32_t (&a)[4],
                                              uint64_t b) {
   asm volatile(

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/bulk.cuh"
 
 namespace nibble::cuda {
 
@@ -17,35 +17,6 @@ __device__ __forceinline__ uint64_t columns_at(const void* shared, int k_stride)
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-// A barrier in shared memory at which one thread announces bytes that come by copy_bulk().
-__device__ __forceinline__ void start_barrier(uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
-}
-
-// Copies `bytes`, a multiple of 16, both addresses aligned to 16, by one thread; their arrival
-// completes the barrier's phase.
-__device__ __forceinline__ void copy_bulk(void* shared, const void* global, int bytes,
-                                          uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
-}
-
-// Waits for the end of the phase of this parity, 0 for the first.
-__device__ __forceinline__ void wait_for_phase(uint64_t* barrier, int parity) {
-  asm volatile(
-      "{\n.reg .pred p;\nNIBBLE_AGAIN_%=:\n"
-      "mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra NIBBLE_DONE_%=;\nbra "
-      "NIBBLE_AGAIN_%=;\nNIBBLE_DONE_%=:\n}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-}
 
 // Registers written before may be read by the products that follow.
 __device__ __forceinline__ void begin_products() {
@@ -102,6 +73,17 @@ __device__ __forceinline__ void multiply_async(float (&c)[16][4], const uint32_t
 }
 
 #undef NIBBLE_SUMS
+
+// A warpgroup's registers a thread from here on, of those that the block was launched with. All of
+// its threads call it; taking waits until others have given enough.
+template <int count>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+}
+template <int count>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 

@@ -73,12 +73,13 @@ struct WarpgroupTiles {
     };
     const auto fetch_inputs = [&](int unit, uint8_t* stage, uint64_t* barrier) {
       if (threadIdx.x == 0 && unit < w.units) {
+        arrive_expecting(barrier, kInputBytes);
         copy_bulk(stage, inputs + size_t(unit) * kInputBytes, kInputBytes, barrier);
       }
     };
     if (threadIdx.x == 0) {
-      for (int s = 0; s < kStages; ++s) start_barrier(arrived + s);
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      for (int s = 0; s < kStages; ++s) start_barrier(arrived + s, 1);
+      publish_barriers();
     }
     for (int s = 0; s < kStages; ++s) fetch_matrix(s, shared + s * kStageBytes);
     __syncthreads();
