@@ -196,4 +196,25 @@ __device__ __forceinline__ void store(const Results& out, int64_t row, int64_t c
   }
 }
 
+// The same for four columns, the first a multiple of four, in rows of a multiple of four.
+__device__ __forceinline__ void store_4(const Results& out, int64_t row, int64_t column, float4 v) {
+  if (out.is_f32) {
+    auto* cells =
+        reinterpret_cast<float4*>(static_cast<float*>(out.data) + row * out.stride + column);
+    if (out.accumulate) {
+      const float4 old = *cells;
+      v = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
+    }
+    *cells = v;
+  } else {
+    bf16* cells = static_cast<bf16*>(out.data) + row * out.stride + column;
+    const float values[4] = {v.x, v.y, v.z, v.w};
+    __align__(8) bf16 four[4] = {};
+    if (out.accumulate) *reinterpret_cast<uint2*>(four) = *reinterpret_cast<const uint2*>(cells);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = from_float<bf16>(to_float(four[i]) + values[i]);
+    *reinterpret_cast<uint2*>(cells) = *reinterpret_cast<const uint2*>(four);
+  }
+}
+
 }  // namespace nibble::cuda

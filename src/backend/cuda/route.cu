@@ -21,7 +21,7 @@ constexpr int kFewWarps = 8;
 // A block's experts: more of them for more rows, so that the blocks are there all at once.
 constexpr int kFewExperts = 4, kMoreExperts = 8, kMoreExpertsRows = 16;
 constexpr int kFewColumns = kFewWarps * kStepColumns;
-constexpr int kManyWarps = 8, kRowsAWarp = 2, kManyExperts = 8;
+constexpr int kManyWarps = 8, kRowsAWarp = 1, kManyExperts = 8;
 
 struct Router {
   const void* rows = nullptr;
@@ -93,9 +93,10 @@ __global__ void __launch_bounds__(kFewWarps* kWarp, kEach > 2 || sizeof(W) > 2 ?
   choose(choosing, bias, int(t), experts.row(t), weights.row(t));
 }
 
-// A warp takes two rows, which stay in registers; a block's warps share some experts at a time.
+// A warp takes kRowsAWarp rows, which stay in registers; a block's warps share some experts at a
+// time.
 template <typename W>
-__global__ void __launch_bounds__(kManyWarps* kWarp, 1)
+__global__ void __launch_bounds__(kManyWarps* kWarp, 2)
     many_rows_kernel(Matrix<const bf16> x, const W* router, Choosing choosing,
                      Matrix<int32_t> experts, Matrix<float> weights) {
   extern __shared__ __align__(16) uint8_t shared[];
