@@ -122,6 +122,36 @@ __device__ Chunks make_chunks(const RoutedRows& routed, int chunk_rows, int* sha
   return chunks;
 }
 
+// The first item of a block, of shares that take equal times: of a chunk with more than
+// kRowGroup rows, an item takes kWideCost, of others kCost. By all lanes of a warp.
+__device__ int first_item(const Chunks& chunks, int items_a_chunk, int block, int blocks) {
+  constexpr int kCost = 6, kWideCost = 7;
+  const int lane = int(threadIdx.x) % kWarp, count = chunks.count();
+  const auto costs_of = [&](int first, unsigned& wide) {  // of 32 chunks
+    const int chunk = first + lane;
+    wide = __ballot_sync(0xffffffffu, chunk < count && chunks.columns(chunk) > kRowGroup);
+    return min(kWarp, count - first) * kCost + __popc(wide) * (kWideCost - kCost);
+  };
+  int all = 0;
+  unsigned wide;
+  for (int first = 0; first < count; first += kWarp) all += costs_of(first, wide);
+  const int target = int(int64_t(all) * items_a_chunk * block / blocks);
+  int before = 0;  // what the chunks before these take
+  for (int first = 0; first < count; first += kWarp) {
+    const int cost = costs_of(first, wide) * items_a_chunk;
+    if (target < before + cost) {
+      const int wider = __popc(wide & ((1u << lane) - 1));
+      const int start = before + (lane * kCost + wider * (kWideCost - kCost)) * items_a_chunk;
+      const unsigned reached = __ballot_sync(0xffffffffu, first + lane < count && start <= target);
+      const int chunk = 31 - __clz(reached);
+      const int rest = target - __shfl_sync(0xffffffffu, start, chunk);
+      return (first + chunk) * items_a_chunk + rest / (wide >> chunk & 1 ? kWideCost : kCost);
+    }
+    before += cost;
+  }
+  return count * items_a_chunk;
+}
+
 struct GateUpWork {
   struct Cursor {
     int chunk, tile;
@@ -132,15 +162,21 @@ struct GateUpWork {
   const Activations& x;
   bf16* inner;
   int64_t inner_stride;
-  int step;           // tiles from one item of a block to the next
-  int tiles_a_chunk;  // as many items have, some of them beyond the last
+  int first, step;  // the block's first item of all, and how many on the next is
+  int together;     // tiles of an item
+  int items_a_chunk;
 
-  __device__ int segment(Cursor at) const { return at.chunk; }
-  __device__ Cursor segment_begin(int chunk) const { return {chunk, 0}; }
+  __device__ int segment_of(int item) const { return (first + item) / items_a_chunk; }
+  __device__ int segment_begin(int chunk) const { return chunk * items_a_chunk - first; }
+  __device__ Cursor cursor_of(int item) const {
+    item = first + item * step;
+    const int chunk = int(unsigned(item) / unsigned(items_a_chunk));
+    return {chunk, (item - chunk * items_a_chunk) * together};
+  }
   __device__ Cursor next(Cursor at, int items) const {
-    const unsigned tile = unsigned(at.tile + items * step);
-    const unsigned chunks_on = tile / unsigned(tiles_a_chunk);
-    return {at.chunk + int(chunks_on), int(tile - chunks_on * unsigned(tiles_a_chunk))};
+    const int tile = at.tile + items * step * together, tiles = items_a_chunk * together;
+    const int chunks_on = int(unsigned(tile) / unsigned(tiles));
+    return {at.chunk + chunks_on, tile - chunks_on * tiles};
   }
   __device__ int matrix(Cursor at) const { return chunks.expert(at.chunk); }
   __device__ int tile(Cursor at) const { return at.tile; }
@@ -173,36 +209,36 @@ struct Stream {
 
   template <typename Work>
   static __device__ void run(const PackedMatrices& w, const Activations&, const Work& work,
-                             typename Work::Cursor first, int items, int together,
-                             uint8_t* shared) {
-    stream_products<Unit, kRowGroup>(w, work, first, items, together, shared);
+                             int items, int together, uint8_t* shared) {
+    stream_products<Unit, kRowGroup>(w, work, work.cursor_of(0), items, together, shared);
   }
 };
 
 // `blocks` a multiprocessor.
-template <typename Unit, template <typename> typename Inputs, int blocks>
+template <typename Unit, template <typename> typename Inputs, typename Shares, int blocks>
 struct Sweep {
-  static constexpr int kBlocks = blocks, kWarps = (Unit::kProducts == 1 ? 24 : 16) / blocks;
+  using Shape = SweepShape<Unit, Inputs<Unit>::kGroups>;
+  static constexpr int kBlocks = blocks;
+  static constexpr int kWarps = (Unit::kBytes < 2048 ? kMaxSweepWarps : 16) / blocks;
   static constexpr int kMaxThreads = kWarps * kWarp;
   static constexpr int kChunkRows = Inputs<Unit>::kGroups * kRowGroup;
   static constexpr bool kIsContiguous = Inputs<Unit>::kIsStaged;
 
-  static __host__ __device__ size_t shared_bytes(int warps) {
-    return SweepShape<Unit>::shared_bytes(warps);
-  }
+  static __host__ __device__ size_t shared_bytes(int warps) { return Shape::shared_bytes(warps); }
   static __host__ __device__ size_t input_bytes(const PackedMatrices& w) {
     return Inputs<Unit>::shared_bytes(w);
   }
   // As many as shared memory holds beside `other` bytes.
   static int warps(const Context& context, const PackedMatrices&, size_t other) {
-    return std::min(kWarps, int((context.device.shared_bytes - other) / shared_bytes(1)));
+    const size_t left = context.device.shared_bytes - other - shared_bytes(0);
+    return std::min(kWarps, int(left / (shared_bytes(1) - shared_bytes(0))));
   }
   static int together(const PackedMatrices&) { return 1; }
 
   template <typename Work>
   static __device__ void run(const PackedMatrices& w, const Activations& x, const Work& work,
-                             typename Work::Cursor first, int items, int, uint8_t* shared) {
-    sweep_products<Unit, Inputs>(w, x, work, first, items, shared);
+                             int items, int, uint8_t* shared) {
+    sweep_products<Unit, Inputs, Shares>(w, x, work, items, shared);
   }
 };
 
@@ -218,10 +254,13 @@ __global__ void __launch_bounds__(Way::kMaxThreads, Way::kBlocks)
   let_successor_begin();
   const Chunks chunks = make_chunks(routed, Way::kChunkRows, lists);
   const int items_a_chunk = int(unsigned(w.tiles + together - 1) / unsigned(together));
-  const int items = chunks.count() * items_a_chunk, block = int(blockIdx.x),
-            blocks = int(gridDim.x);
+  const int items = chunks.count() * items_a_chunk, block = int(blockIdx.x);
+  const int blocks = int(gridDim.x);
   int first = block, own = items > first ? (items - first + blocks - 1) / blocks : 0;
-  if constexpr (Way::kIsContiguous) {
+  if constexpr (Way::kIsContiguous && Way::kChunkRows > kRowGroup) {
+    first = first_item(chunks, items_a_chunk, block, blocks);
+    own = first_item(chunks, items_a_chunk, block + 1, blocks) - first;
+  } else if constexpr (Way::kIsContiguous) {
     first = int(int64_t(items) * block / blocks);
     own = int(int64_t(items) * (block + 1) / blocks) - first;
   }
@@ -230,10 +269,11 @@ __global__ void __launch_bounds__(Way::kMaxThreads, Way::kBlocks)
                         .x = x,
                         .inner = inner,
                         .inner_stride = inner_stride,
-                        .step = (Way::kIsContiguous ? 1 : blocks) * together,
-                        .tiles_a_chunk = items_a_chunk * together};
-  const GateUpWork::Cursor from{first / items_a_chunk, first % items_a_chunk * together};
-  Way::run(w, x, work, from, own, together, shared);
+                        .first = first,
+                        .step = Way::kIsContiguous ? 1 : blocks,
+                        .together = together,
+                        .items_a_chunk = items_a_chunk};
+  Way::run(w, x, work, own, together, shared);
 }
 
 struct DownWork {
@@ -243,9 +283,7 @@ struct DownWork {
   float* products;  // [pairs, kTileRows]
   int own_tile;
 
-  __device__ int segment(Cursor) const { return 0; }
-  __device__ Cursor segment_begin(int) const { return 0; }
-  __device__ Cursor next(Cursor at, int items) const { return at + items; }
+  __device__ Cursor cursor_of(int item) const { return item; }
   __device__ int matrix(Cursor at) const { return chunks.expert(at); }
   __device__ int tile(Cursor) const { return own_tile; }
   __device__ int columns(Cursor at) const { return chunks.columns(at); }
@@ -262,7 +300,7 @@ template <typename Way>
 __global__ void __launch_bounds__(Way::kMaxThreads, Way::kBlocks)
     experts_down_stream_kernel(PackedMatrices w, Activations inner, RoutedRows routed,
                                Results out) {
-  static_assert(!Way::kIsContiguous);  // each warp has a chunk of its own
+  static_assert(!Way::kIsContiguous);  // the chunks have rows of their own
   extern __shared__ __align__(16) uint8_t shared[];
   let_successor_begin();
   const int num_rows = int(routed.experts.rows), slots = routed.slots(), pairs = routed.pairs();
@@ -273,7 +311,7 @@ __global__ void __launch_bounds__(Way::kMaxThreads, Way::kBlocks)
       reinterpret_cast<float*>(lists + chunk_ints(pairs, routed.num_experts, Way::kChunkRows));
   const int tile = int(blockIdx.x);
   const DownWork work{chunks, products, tile};
-  Way::run(w, inner, work, 0, chunks.count(), 1, shared);
+  Way::run(w, inner, work, chunks.count(), 1, shared);
   __syncthreads();
   for (int e = int(threadIdx.x); e < num_rows * kTileRows; e += int(blockDim.x)) {
     const int t = e / kTileRows, place = e % kTileRows, row = row_of(w, tile, place);
@@ -284,18 +322,28 @@ __global__ void __launch_bounds__(Way::kMaxThreads, Way::kBlocks)
   }
 }
 
+constexpr int kMostStreamed = 4;
+
 // Calls run(Way()) with gate_up's way for a number of rows. With few, a tile a warp leaves most
 // warps without one; with many, it pays to share inputs and to decode for 16 rows at once.
 template <typename Run>
 void with_way(const Context& context, Format format, int rows, Run&& run) {
-  constexpr int kMostStreamed = 4, kMostOwn = 32;
+  constexpr int kMostOwn = 32;
   constexpr size_t kStagedBytes = 160 << 10;
   const bool stages = rows > kMostOwn && context.device.shared_bytes > kStagedBytes;
   with_unit(format, [&]<typename Unit>(Unit) {
-    constexpr int kBlocks = Unit::kProducts == 1 ? 3 : 2;
     if (rows <= kMostStreamed) return run(Stream<Unit>());
-    if (stages) return run(Sweep<Unit, StagedInputs, 1>());
-    run(Sweep<Unit, OwnInputs, kBlocks>());
+    if (stages) return run(Sweep<Unit, StagedInputs, Balanced, 1>());
+    run(Sweep < Unit, OwnInputs, InTurn, Unit::kProducts == 1 ? 3 : 2 > ());
+  });
+}
+
+// The same of down: all the warps of a multiprocessor share a tile.
+template <typename Run>
+void with_down_way(Format format, int rows, Run&& run) {
+  with_unit(format, [&]<typename Unit>(Unit) {
+    if (rows <= kMostStreamed) return run(Sweep<Unit, OwnInputs, InTurn, 1>());
+    run(Sweep<Unit, OwnInputs, Balanced, 1>());
   });
 }
 
@@ -322,8 +370,7 @@ void experts_stream(const Context& context, const Activations& x, const Routing&
            kernel, gate_up, x, routed, static_cast<bf16*>(const_cast<void*>(inner.data)),
            inner.stride, Way::together(gate_up));
   });
-  with_unit(down.format, [&]<typename Unit>(Unit) {
-    using Way = Sweep<Unit, OwnInputs, 1>;  // all the warps of a multiprocessor share a tile
+  with_down_way(down.format, x.rows, [&]<typename Way>(Way) {
     const auto kernel = experts_down_stream_kernel<Way>;
     const size_t other_bytes =
         list_bytes(Way::kChunkRows) + size_t(pairs * kTileRows) * sizeof(float);
