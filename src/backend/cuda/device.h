@@ -31,6 +31,8 @@ struct Device {
 
   // Programmatic dependent launch: a kernel may begin before its predecessor ends.
   bool has_dependent_launch() const { return arch >= 90; }
+  // Blocks that reach each other's shared memory.
+  bool has_clusters() const { return arch >= 90; }
 
   // Makes this the calling thread's device.
   void make_current() const;

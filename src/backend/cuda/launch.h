@@ -27,6 +27,7 @@ struct Grid {
   dim3 blocks{1};
   int threads = 256;
   size_t shared_bytes = 0;  // dynamic; over 48 KiB after allow_shared()
+  unsigned cluster = 1;     // blocks in x that share their memory; more than 1 from sm_90 on
 };
 
 // For a kernel that takes more than 48 KiB of shared memory; once a kernel, before its launch.
@@ -41,7 +42,7 @@ void launch(const Context& context, const Grid& grid, void (*kernel)(Params...),
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
   // One division of the multiprocessor's memory for all kernels: two that want it different cannot
   // be there together.
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[3] = {};
   attributes[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
   attributes[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -53,6 +54,10 @@ void launch(const Context& context, const Grid& grid, void (*kernel)(Params...),
   config.stream = context.stream;
   config.attrs = attributes;
   config.numAttrs = context.device.has_dependent_launch() ? 2 : 1;
+  if (grid.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {grid.cluster, 1, 1};
+  }
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...));
 }
 

@@ -161,7 +161,8 @@ constexpr int kBlockSplits = 4, kSlots = 16;  // block sums kept at once
 constexpr int kOutputs = 64, kInputPitch = kLatent + 8;
 constexpr int kChunks = kLatent / 64 / 2;  // of a slice
 constexpr int kFewRows = 2;
-constexpr int kMostTiles = 4;  // of kRows rows, a block
+constexpr int kMostSplitsAlone = 32;  // a cluster's start takes longer than joining these again
+constexpr int kMostTiles = 4;         // of kRows rows, a block
 
 struct JoinShared {
   float blocks[kSlots][kLatent];
@@ -224,6 +225,72 @@ __device__ float2 join_row(const Partials& p, int64_t first, int splits, JoinSha
     __syncthreads();
     for (int slot = 0; slot < count; ++slot) {
       const float2 sum = reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x];
+      total.x += sum.x, total.y += sum.y;
+    }
+    __syncthreads();
+  }
+  return total;
+}
+
+// Of the blocks that need a row's average, each joins a part of its columns, for all of them.
+constexpr int kJoiners = kValue / kOutputs, kPartColumns = kLatent / kJoiners;
+constexpr int kPartPairs = kPartColumns / 2;
+static_assert(kPartColumns == 4 * kWarp && kThreads == kJoiners * kPartPairs);
+
+struct PartShared {
+  float blocks[kSlots][kPartColumns];
+};
+
+// The average of columns 2 (threadIdx.x % kPartPairs) and the next of the part: as join_row().
+__device__ float2 join_part(const Partials& p, int64_t first, int splits, int part,
+                            PartShared& shared) {
+  constexpr int kWarps = kThreads / kWarp, kOwn = kSlots / kWarps;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int blocks = (splits + kBlockSplits - 1) / kBlockSplits;
+  const float* logs = p.log_sums + first;
+  float2 total = make_float2(0, 0);
+  float top = -INFINITY, weight = 0;
+  for (int round = 0; round < blocks; round += kSlots) {
+    const int count = min(kSlots, blocks - round);
+    uint2 raw[kOwn][kBlockSplits];
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k) {
+#pragma unroll
+      for (int i = 0; i < kBlockSplits; ++i) {
+        const int s = min((round + k * kWarps + warp) * kBlockSplits + i, splits - 1);
+        const __half* at = p.values + (first + s) * kLatent + part * kPartColumns;
+        raw[k][i] = reinterpret_cast<const uint2*>(at)[lane];
+      }
+    }
+    if (round == 0) {
+      float all = 0;
+      for (int s = lane; s < splits; s += kWarp) top = fmaxf(top, logs[s]);
+      top = warp_max(top);
+      for (int s = lane; s < splits; s += kWarp) all += power_of_two(logs[s] - top);
+      weight = 1.0f / warp_sum(all);
+    }
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k) {
+      const int slot = k * kWarps + warp;
+      float sum[4] = {};
+#pragma unroll
+      for (int i = 0; i < kBlockSplits; ++i) {
+        const int s = (round + slot) * kBlockSplits + i;
+        if (s >= splits) break;
+        const float share = power_of_two(logs[s] - top) * weight;
+        const float2 low = unpack(raw[k][i].x, __half()), high = unpack(raw[k][i].y, __half());
+        sum[0] = fmaf(share, low.x, sum[0]), sum[1] = fmaf(share, low.y, sum[1]);
+        sum[2] = fmaf(share, high.x, sum[2]), sum[3] = fmaf(share, high.y, sum[3]);
+      }
+      if (slot < count) {
+        reinterpret_cast<float4*>(shared.blocks[slot])[lane] =
+            make_float4(sum[0], sum[1], sum[2], sum[3]);
+      }
+    }
+    __syncthreads();
+    for (int slot = 0; slot < count; ++slot) {
+      const float2 sum =
+          reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x % kPartPairs];
       total.x += sum.x, total.y += sum.y;
     }
     __syncthreads();
@@ -317,13 +384,14 @@ template <>
 struct OutputShared<1> {
   union {
     JoinShared join;
+    PartShared part;
     float slices[1][4][kWarp][4];
   };
 };
 
 // Blocks: x = head and kOutputs outputs, y = rows. `averages`: where they are joined already, as
-// for several tiles.
-template <KvFormat format, typename Out, int tiles>
+// for several tiles. kShares: the blocks of a head are a cluster, which joins a row once.
+template <KvFormat format, typename Out, int tiles, bool kShares>
 __global__ void __launch_bounds__(kThreads, 2)
     join_kernel(Partials p, const uint16_t* averages, LatentUp w, OutputBlocks b, StepView step,
                 Matrix<Out> out) {
@@ -342,9 +410,23 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int i = threadIdx.x; i < tiles * kRows * kInputPitch / 8; i += kThreads) {
     reinterpret_cast<uint4*>(input)[i] = make_uint4(0, 0, 0, 0);
   }
+  if constexpr (kShares) arrive_at_cluster();
   wait_for_predecessor();
   __syncthreads();
-  if (tiles == 1 && averages == nullptr) {
+  if constexpr (kShares) {
+    wait_for_cluster();  // their inputs have been cleared
+    const unsigned joiner = threadIdx.x / kPartPairs;
+    const int pair = slab * kPartPairs + int(threadIdx.x) % kPartPairs;
+    for (int row = 0; row < rows; ++row) {
+      const int splits = splits_of(step.positions[b.first_row + begin + row] + 1);
+      const float2 average = join_part(p, (int64_t(begin + row) * b.heads + head) * p.max_splits,
+                                       splits, slab, shared.part);
+      const uint32_t packed = pack(average.x, average.y, typename Up::Value());
+      store_in_cluster(&input[row][Up::place(2 * pair)], joiner, uint16_t(packed));
+      store_in_cluster(&input[row][Up::place(2 * pair + 1)], joiner, uint16_t(packed >> 16));
+    }
+    arrive_at_cluster();
+  } else if (tiles == 1 && averages == nullptr) {
     if constexpr (tiles == 1) {
       for (int row = 0; row < rows; ++row) {
         const int splits = splits_of(step.positions[b.first_row + begin + row] + 1);
@@ -361,6 +443,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   if constexpr (format != KvFormat::kNvfp4) factor.fetch(w, first, slice, t);  // too wide to hold
+  if constexpr (kShares) wait_for_cluster();
   __syncthreads();
   float sums[tiles][4];
   const int used = (rows + kRows - 1) / kRows;
@@ -435,9 +518,12 @@ void join_splits(const Context& context, Partials partials, const LatentUp& kv_b
   const int tiles = rows.count > 2 * kRows ? kMostTiles : 1;
   const OutputBlocks blocks{
       .heads = shape.heads, .first_row = rows.first, .num_rows = rows.count, .tiles = tiles};
-  const Grid grid{.blocks = {unsigned(shape.heads * (kValue / kOutputs)),
-                             blocks_for(rows.count, tiles * kRows)},
-                  .threads = kThreads};
+  const bool shares =
+      few && partials.max_splits > kMostSplitsAlone && context.device.has_clusters();
+  const Grid grid{
+      .blocks = {unsigned(shape.heads * kJoiners), blocks_for(rows.count, tiles * kRows)},
+      .threads = kThreads,
+      .cluster = shares ? unsigned(kJoiners) : 1};
   uint16_t* const joined = few ? nullptr : static_cast<uint16_t*>(averages);
   with_format(kv_b.format, [&](auto format) {
     if (!few) {
@@ -446,9 +532,10 @@ void join_splits(const Context& context, Partials partials, const LatentUp& kv_b
              average_kernel<format()>, partials, blocks, context.step, joined);
     }
     with_activation(out.dtype, [&]<typename Out>(Out) {
-      launch(context, grid,
-             tiles == 1 ? join_kernel<format(), Out, 1> : join_kernel<format(), Out, kMostTiles>,
-             partials, joined, kv_b, blocks, context.step, Matrix<Out>(out));
+      const auto kernel = shares       ? join_kernel<format(), Out, 1, true>
+                          : tiles == 1 ? join_kernel<format(), Out, 1, false>
+                                       : join_kernel<format(), Out, kMostTiles, false>;
+      launch(context, grid, kernel, partials, joined, kv_b, blocks, context.step, Matrix<Out>(out));
     });
   });
 }
