@@ -82,11 +82,13 @@ inline __m512i sum_group(const Factors& w, const uint8_t* x, int g) {
   return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
 }
 
-// `kStream`: the panel is read once.
+// `kStream`: the panel is read once. One row leaves it to the machine, which looks far enough ahead
+// by itself and whose prefetching ours would hinder.
 template <int kRows, bool kStream>
 __attribute__((noinline)) void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
   const Panels& w = product.w;
   const uint8_t* panel = w.panel(p);
+  constexpr bool kPrefetch = kStream && kRows > 1;
   const __m512i table = code_table();
   const uint8_t* x[kRows];
   __m512 total[kRows];
@@ -98,13 +100,13 @@ __attribute__((noinline)) void multiply_tile(const Product& product, int64_t fir
   const int64_t blocks = w.lines * kLineBytes / kNvfp4BlockBytes;
   const uint8_t* block = panel + kLineBytes;
   for (int64_t b = 0; b < blocks; ++b, block += kNvfp4BlockBytes) {
-    if (kStream) prefetch_stream(block + 8 * kLineBytes);
+    if (kPrefetch) prefetch_stream(block);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
-      const uint8_t* lines = block + g * 2 * kLineBytes;
-      if (kStream) prefetch_stream(lines), prefetch_stream(lines + kLineBytes);
+      const uint8_t* lines = block + (1 + g * 2) * kLineBytes;
+      if (kPrefetch) prefetch_stream(lines), prefetch_stream(lines + kLineBytes);
       const Factors factors = look_up(lines, table);
-      const __m512 scale = block_scales(block + 8 * kLineBytes + g * kPanelRows);
+      const __m512 scale = block_scales(block + g * kPanelRows);
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
         const __m512i sum = sum_group(factors, x[r] + b * kSplitBlockBytes, g);

@@ -13,9 +13,11 @@
 //
 // NVFP4 panels are not grouped. A panel is the 16 tensor scales (FP32), then blocks of 64 columns:
 //
-//   block  line i = 0..7: a word an output, 8 codes as stored: columns 8i .. 8i + 7, low nibble
-//   first
-//          line 8: 4 x 16 block scales (E4M3), those of columns 0..15 of all outputs first
+//   block  line 0: 4 x 16 block scales (E4M3), those of columns 0..15 of all outputs first
+//          line 1 + i, i = 0..7: a word an output, 8 codes as stored: columns 8i .. 8i + 7, low
+//          nibble first
+//
+// so that whoever computes reads lines in rising order, which is what machines prefetch best.
 //
 // INT8 panels (the head) are not grouped either. A panel is 16 scales (FP32), 16 errors (FP32, see
 // head.h), then lines of 4 columns, a word an output: columns 0, 2, 4 and 6 of 8 first, then 1, 3,
@@ -44,7 +46,7 @@ inline constexpr int kGroupPanels = 4;
 inline constexpr int kLineBytes = 64;
 
 inline constexpr int kNvfp4Columns = 64;                 // of a block
-inline constexpr int kNvfp4BlockBytes = 9 * kLineBytes;  // codes and scales
+inline constexpr int kNvfp4BlockBytes = 9 * kLineBytes;  // scales, then codes
 
 enum class PanelFormat : uint8_t { kBF16, kF32, kNvfp4, kInt8 };
 inline constexpr int kPanelFormats = 4;

@@ -24,11 +24,10 @@ Panels nvfp4_panels(int64_t rows, int64_t cols) {
 
 // Word `word` (8 columns) of a lane, and the scale of 16 columns, in a panel.
 uint8_t* word_at(uint8_t* panel, int64_t word, int lane) {
-  return panel + kLineBytes + word / 8 * kNvfp4BlockBytes + word % 8 * kLineBytes + lane * 4;
+  return panel + kLineBytes + word / 8 * kNvfp4BlockBytes + (1 + word % 8) * kLineBytes + lane * 4;
 }
 uint8_t* scale_at(uint8_t* panel, int64_t group, int lane) {
-  return panel + kLineBytes + group / 4 * kNvfp4BlockBytes + 8 * kLineBytes +
-         group % 4 * kPanelRows + lane;
+  return panel + kLineBytes + group / 4 * kNvfp4BlockBytes + group % 4 * kPanelRows + lane;
 }
 
 uint8_t* panel_of(const PanelStack& stack, int64_t matrix, int64_t panel) {
