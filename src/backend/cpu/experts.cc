@@ -96,7 +96,7 @@ void Experts::multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_
                        int64_t last, float* out, int64_t out_stride, int64_t first_output) {
   const Panels panels = w.panels.matrix(expert);
   while (first < last) {
-    const PanelRun run = panel_run(w, expert, first, last);
+    const PanelRun run = panel_run(w, w.panels, expert, first, last);
     workers_.multiply(rows.thread, rows.kernel,
                       {.w = panels,
                        .first_panel = first,

@@ -173,16 +173,15 @@ void pack_latent_up(const Weight& w, bool exact, Packer& packer) {
   CHECK(w.key_rows > 0 && w.key_rows < w.rows, "%s: %ld key rows", w.name.c_str(),
         long(w.key_rows));
   PackedWeight& owner = packer.owner();
-  owner.first_value = w.key_rows % kPanelRows == 0 ? w.key_rows : 0;
-  const int64_t first = w.key_rows - owner.first_value;
-  const RowRange keys{0, w.key_rows}, rows{first, w.rows - first};
-  if (!exact && fits_nvfp4_keys(w)) {
-    owner.keys = pack_nvfp4_keys(w, packer);
-  } else {
-    owner.keys = pack_columns(w, keys, packer);
-  }
-  owner.panels =
-      !exact && fits_nvfp4(w, rows) ? pack_nvfp4(w, rows, packer) : pack_rows(w, rows, packer);
+  const RowRange keys{0, w.key_rows}, values{w.key_rows, w.rows - w.key_rows};
+  const auto pack_range = [&](const RowRange& range) {
+    return !exact && fits_nvfp4(w, range) ? pack_nvfp4(w, range, packer)
+                                          : pack_rows(w, range, packer);
+  };
+  owner.keys =
+      !exact && fits_nvfp4_keys(w) ? pack_nvfp4_keys(w, packer) : pack_columns(w, keys, packer);
+  owner.panels = pack_range(values);
+  if (w.key_rows % kPanelRows == 0) owner.key_rows = pack_range(keys);
 }
 
 }  // namespace

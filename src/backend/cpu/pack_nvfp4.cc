@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kWordCodes = 8;
 constexpr uint32_t kCodeSigns = 0x88888888u;
-constexpr uint8_t kE4M3One = 0x38;
 
 Panels nvfp4_panels(int64_t rows, int64_t cols) {
   return {.format = PanelFormat::kNvfp4,
@@ -28,6 +27,10 @@ uint8_t* word_at(uint8_t* panel, int64_t word, int lane) {
 }
 uint8_t* scale_at(uint8_t* panel, int64_t group, int lane) {
   return panel + kLineBytes + group / 4 * kNvfp4BlockBytes + group % 4 * kPanelRows + lane;
+}
+// kNvfp4Columns: the scale of a column.
+uint8_t* column_scale_at(uint8_t* panel, int64_t column) {
+  return panel + kLineBytes + column / kNvfp4Columns * kNvfp4BlockBytes + column % kNvfp4Columns;
 }
 
 uint8_t* panel_of(const PanelStack& stack, int64_t matrix, int64_t panel) {
@@ -63,9 +66,10 @@ bool same_factors(const WeightPart& a, const WeightPart& b, int64_t cols) {
 }
 
 // The sets of factors, and the set of each panel.
-void keep_factors(const Weight& w, const RowRange& range, const Panels& panels,
-                  PackedWeight& owner) {
+void keep_factors(const Weight& w, const RowRange& range, PanelStack& stack, PackedWeight& owner) {
   if (w.parts[0].input_scales == nullptr) return;
+  const Panels& panels = stack.first;
+  const int before = int(int64_t(owner.input_factors.size()) / w.cols);  // sets of other stacks
   std::vector<const WeightPart*> sets;
   for (int64_t i = 0; i < w.count * panels.count(); ++i) {
     const int64_t row = i / panels.count() * w.rows + range.first + i % panels.count() * kPanelRows;
@@ -79,7 +83,7 @@ void keep_factors(const Weight& w, const RowRange& range, const Panels& panels,
         owner.input_factors.push_back(stored_float(part->input_scales, part->input_scale_dtype, k));
       }
     }
-    owner.factor_sets.push_back(set);
+    stack.factor_sets.push_back(before + set);
   }
 }
 
@@ -113,9 +117,9 @@ bool fits_nvfp4_keys(const Weight& w) {
 }
 
 PanelStack pack_nvfp4(const Weight& w, const RowRange& range, Packer& packer) {
-  const PanelStack stack = packer.new_stack(nvfp4_panels(range.count, w.cols), w.count);
+  PanelStack stack = packer.new_stack(nvfp4_panels(range.count, w.cols), w.count);
   const int64_t panels = stack.first.count();
-  keep_factors(w, range, stack.first, packer.owner());
+  keep_factors(w, range, stack, packer.owner());
   packer.pool().parallel_for(w.count * panels, [&](int64_t i) {
     uint8_t* panel = panel_of(stack, i / panels, i % panels);
     const int64_t first = i % panels * kPanelRows;
@@ -127,14 +131,13 @@ PanelStack pack_nvfp4(const Weight& w, const RowRange& range, Packer& packer) {
   return stack;
 }
 
-// The 16 outputs of a panel are the 16 columns of a block, which share its scale: it multiplies the
-// input, and the panel's own scales are ones. What is a factor of an input elsewhere is one of an
-// output here.
+// The 16 outputs of a panel are the 16 columns of a block, which share its scale. What is a factor
+// of an input elsewhere is one of an output here.
 PanelStack pack_nvfp4_keys(const Weight& w, Packer& packer) {
-  const PanelStack stack = packer.new_stack(nvfp4_panels(w.cols, w.key_rows), w.count);
+  Panels shape = nvfp4_panels(w.cols, w.key_rows);
+  shape.format = PanelFormat::kNvfp4Columns;
+  const PanelStack stack = packer.new_stack(shape, w.count);
   const int64_t panels = stack.first.count();
-  uint8_t* key_scales = packer.allocate(w.count * panels * w.key_rows);
-  packer.owner().key_scales = key_scales;
   packer.pool().parallel_for(w.count * panels, [&](int64_t i) {
     uint8_t* panel = panel_of(stack, i / panels, i % panels);
     const int64_t first_row = i / panels * w.rows;
@@ -146,14 +149,13 @@ PanelStack pack_nvfp4_keys(const Weight& w, Packer& packer) {
         scale *= stored_float(part.input_scales, part.input_scale_dtype, column);
       }
       std::memcpy(panel + lane * 4, &scale, 4);
-      for (int64_t g = 0; g < (w.key_rows + 15) / 16; ++g) *scale_at(panel, g, lane) = kE4M3One;
     }
     for (int64_t d = 0; d < w.key_rows; ++d) {
       const PartRow at = find_row(w, first_row + d);
       const uint8_t* codes = at.part->values + (at.row * w.cols + i % panels * kPanelRows) / 2;
       const uint8_t scale = at.part->block_scales[at.row * w.cols / nvfp4::kBlock + i % panels];
       const uint8_t sign = (scale & 0x80) != 0 ? 8 : 0;
-      key_scales[i * w.key_rows + d] = scale & 0x7f;
+      *column_scale_at(panel, d) = scale & 0x7f;
       for (int lane = 0; lane < kPanelRows; ++lane) {
         const uint8_t code = uint8_t((codes[lane / 2] >> (lane % 2 * 4) & 15) ^ sign);
         uint8_t* word = word_at(panel, d / kWordCodes, lane);

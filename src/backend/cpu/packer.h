@@ -68,7 +68,7 @@ bool fits_nvfp4(const Weight& weight, const RowRange& range);
 bool fits_nvfp4_keys(const Weight& weight);
 
 PanelStack pack_nvfp4(const Weight& weight, const RowRange& range, Packer& packer);
-// kLatentUp: PackedWeight::keys, and its key_scales.
+// kLatentUp: PackedWeight::keys.
 PanelStack pack_nvfp4_keys(const Weight& weight, Packer& packer);
 // kHead: also PackedWeight::largest_norm.
 PanelStack pack_int8(const Weight& weight, Packer& packer);
