@@ -25,6 +25,9 @@
 // head.h), then lines of 4 columns, a word an output: columns 0, 2, 4 and 6 of 8 first, then 1, 3,
 // 5 and 7, as NVFP4's nibbles have them.
 //
+// kGatedExperts: panels of the gate and of what it gates alternate, so that one stream has all of
+// 16 columns of the width. Each of the two is padded by rows of zeros to whole panels.
+//
 // K is padded by zeros to a whole line or block, the last panel by rows of zeros. FP8, and NVFP4
 // mixed with other formats, become BF16: a code, times its block scale, has at most 6 significant
 // bits, which BF16 holds exactly; the tensor's FP32 scale multiplies the sum. INT4 (11 bits with a

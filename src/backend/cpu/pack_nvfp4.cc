@@ -66,14 +66,14 @@ bool same_factors(const WeightPart& a, const WeightPart& b, int64_t cols) {
 }
 
 // The sets of factors, and the set of each panel.
-void keep_factors(const Weight& w, const RowRange& range, PanelStack& stack, PackedWeight& owner) {
+void keep_factors(const Outputs& outputs, PanelStack& stack, PackedWeight& owner) {
+  const Weight& w = outputs.weight;
   if (w.parts[0].input_scales == nullptr) return;
-  const Panels& panels = stack.first;
+  const int64_t panels = stack.first.count();
   const int before = int(int64_t(owner.input_factors.size()) / w.cols);  // sets of other stacks
   std::vector<const WeightPart*> sets;
-  for (int64_t i = 0; i < w.count * panels.count(); ++i) {
-    const int64_t row = i / panels.count() * w.rows + range.first + i % panels.count() * kPanelRows;
-    const WeightPart* part = find_row(w, row).part;
+  for (int64_t i = 0; i < w.count * panels; ++i) {
+    const WeightPart* part = find_row(w, i / panels * w.rows + outputs.row(i % panels, 0)).part;
     int set = int(sets.size()) - 1;
     while (set >= 0 && !same_factors(*sets[size_t(set)], *part, w.cols)) --set;
     if (set < 0) {
@@ -89,7 +89,9 @@ void keep_factors(const Weight& w, const RowRange& range, PanelStack& stack, Pac
 
 }  // namespace
 
-bool fits_nvfp4(const Weight& w, const RowRange& range) {
+bool fits_nvfp4(const Outputs& outputs) {
+  const Weight& w = outputs.weight;
+  const RowRange& range = outputs.range;
   for (const WeightPart& part : w.parts) {
     if (part.format != Format::kNvfp4) return false;
     if ((part.input_scales == nullptr) != (w.parts[0].input_scales == nullptr)) return false;
@@ -99,7 +101,8 @@ bool fits_nvfp4(const Weight& w, const RowRange& range) {
   for (size_t i = 0; i + 1 < w.parts.size(); ++i) {
     row += w.parts[i].rows;
     const int64_t in_range = row % w.rows - range.first;
-    const bool inside = in_range > 0 && in_range < range.count && in_range % kPanelRows != 0;
+    const int64_t in_half = outputs.gated ? in_range % outputs.half() : in_range;
+    const bool inside = in_range > 0 && in_range < range.count && in_half % kPanelRows != 0;
     if (inside && !same_factors(w.parts[i], w.parts[i + 1], w.cols)) return false;
   }
   return true;
@@ -116,16 +119,16 @@ bool fits_nvfp4_keys(const Weight& w) {
   return true;
 }
 
-PanelStack pack_nvfp4(const Weight& w, const RowRange& range, Packer& packer) {
-  PanelStack stack = packer.new_stack(nvfp4_panels(range.count, w.cols), w.count);
+PanelStack pack_nvfp4(const Outputs& outputs, Packer& packer) {
+  const Weight& w = outputs.weight;
+  PanelStack stack = packer.new_stack(nvfp4_panels(outputs.count(), w.cols), w.count);
   const int64_t panels = stack.first.count();
-  keep_factors(w, range, stack, packer.owner());
+  keep_factors(outputs, stack, packer.owner());
   packer.pool().parallel_for(w.count * panels, [&](int64_t i) {
     uint8_t* panel = panel_of(stack, i / panels, i % panels);
-    const int64_t first = i % panels * kPanelRows;
-    for (int lane = 0; lane < kPanelRows && first + lane < range.count; ++lane) {
-      const int64_t row = i / panels * w.rows + range.first + first + lane;
-      store_row(find_row(w, row), w.cols, panel, lane);
+    for (int lane = 0; lane < kPanelRows; ++lane) {
+      const int64_t row = outputs.row(i % panels, lane);
+      if (row >= 0) store_row(find_row(w, i / panels * w.rows + row), w.cols, panel, lane);
     }
   });
   return stack;
