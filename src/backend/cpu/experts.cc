@@ -18,7 +18,7 @@ namespace {
 
 // Reading an expert's panels costs about as much as computing this many rows.
 constexpr int64_t kReadCost = 2;
-constexpr int64_t kChunksAtOnce = 4;  // of 16 columns of the width, at most, in one go
+constexpr int64_t kChunksAtOnce = 12;  // of 16 columns of the width, at most, in one go
 
 }  // namespace
 
