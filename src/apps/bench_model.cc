@@ -170,14 +170,14 @@ std::optional<PrefillSpeed> ModelBench::prefill(int prompt, int repetitions) {
   const int64_t pages = pages_of(prompt);
   if (pages > options.num_pages || prompt > options.max_model_len) return std::nullopt;
   std::uniform_int_distribution<int32_t> id(0, runtime_.config.vocab - 1);
+  const bool expanded = prompt >= runtime_.backend->expanded_tokens();
   std::vector<double> times;
   for (int r = 0; r < repetitions + 1; ++r) {  // the first warms up
     const auto start = std::chrono::steady_clock::now();
     for (int first = 0; first < prompt; first += options.max_num_batched_tokens) {
       const int rows = std::min(options.max_num_batched_tokens, prompt - first);
       Batch batch{.tokens = std::vector<int32_t>(size_t(rows)),
-                  .segments = {
-                      {.num_rows = rows, .context = first, .expanded = prompt >= kExpandedTokens}}};
+                  .segments = {{.num_rows = rows, .context = first, .expanded = expanded}}};
       for (int32_t& token : batch.tokens) token = id(random_);
       for (int64_t p = 0; p < pages; ++p) batch.pages.push_back(int32_t(p));
       if (first + rows == prompt) batch.logit_rows = {rows - 1};

@@ -69,6 +69,7 @@ int64_t card_bytes(const Weight& w) {
     case Use::kLinear:
     case Use::kHead:
     case Use::kExperts:
+    case Use::kGatedExperts:
       return packed_bytes(w);
     case Use::kTable:
     case Use::kLatentUp:

@@ -90,10 +90,12 @@ class Backend {
   virtual DType activation_dtype() const { return DType::kF32; }
   // From how many rows on a matrix's product may round otherwise, see above.
   virtual int64_t wide_rows() const { return INT64_MAX; }
+  // From how many tokens on a prompt is computed faster with keys and values expanded.
+  virtual int expanded_tokens() const { return 256; }
   // To what linear, experts and kv_b's products with a weight of this format round their inputs:
-  // kBF16; kI16: integers with a scale a row, its largest magnitude / 32639 (kv_b's keys: times the
-  // block scales, and a scale per 16 columns of the latent); kF32: not at all. Of a product's two
-  // ways, the coarser. What kBF16 gives is also how attention rounds queries and probabilities.
+  // kBF16; kI16: integers with a scale a row, its largest magnitude / 32639 (or not at all those of
+  // kv_b's keys that are not expanded); kF32: not at all. Of a product's two ways, the coarser.
+  // What kBF16 gives is also how attention rounds queries and probabilities.
   virtual DType product_input_dtype(Format) const { return DType::kF32; }
 
   // Memory ----------------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ void linear(State& state, Backend& backend, const LinearCase& c) {
 void experts(State& state, Backend& backend, const ExpertsCase& c) {
   std::mt19937 random(1);
   const Weight gate_up =
-      backend.upload(random_weight("gate_up", Use::kExperts, c.format, c.num_experts, 2 * c.width,
-                                   c.hidden, random, c.input_scales));
+      backend.upload(random_weight("gate_up", Use::kGatedExperts, c.format, c.num_experts,
+                                   2 * c.width, c.hidden, random, c.input_scales));
   const Weight down = backend.upload(random_weight("down", Use::kExperts, c.format, c.num_experts,
                                                    c.hidden, c.width, random, c.input_scales));
   DeviceMatrix x(backend, c.rows, c.hidden, random_floats(c.rows * c.hidden, random));
@@ -101,7 +101,7 @@ void wide_linear(State& state, Backend& backend, const LinearCase& c) {
 void wide_experts(State& state, Backend& backend, const ExpertsCase& c) {
   std::mt19937 random(1);
   const Weight gate_up = backend.upload(random_weight(
-      "gate_up", Use::kExperts, c.format, c.num_experts, 2 * c.width, c.hidden, random));
+      "gate_up", Use::kGatedExperts, c.format, c.num_experts, 2 * c.width, c.hidden, random));
   const Weight down = backend.upload(
       random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden, c.width, random));
   const DType dtype = backend.activation_dtype();

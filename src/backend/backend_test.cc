@@ -419,7 +419,7 @@ std::vector<double> experts_bound(const ExpertsCase& c, const Weight& gate_up, c
 
 TEST_P(BackendTest, Experts) {
   for (const ExpertsCase& c : experts_cases()) {
-    const Weight gate_up = random_weight("gate_up", Use::kExperts, c.format, c.num_experts,
+    const Weight gate_up = random_weight("gate_up", Use::kGatedExperts, c.format, c.num_experts,
                                          2 * c.width, c.hidden, random_, c.input_scales);
     const Weight down = random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden,
                                       c.width, random_, c.input_scales);

@@ -51,7 +51,7 @@ void CalibratingBackend::watch(std::set<std::string> names, bool stop, Observer 
 }
 
 Weight CalibratingBackend::upload(const Weight& host) {
-  if (host.use != Use::kExperts) return inner_.upload(host);
+  if (host.use != Use::kExperts && host.use != Use::kGatedExperts) return inner_.upload(host);
   auto linears = std::make_shared<ExpertLinears>();
   for (int64_t e = 0; e < host.count; ++e) {
     linears->push_back(

@@ -95,6 +95,7 @@ Engine::State::State(GlmFlash& model, EngineOptions o)
                   .page_size = options.page_size,
                   .num_pages = options.num_pages,
                   .prefix_caching = options.prefix_caching,
+                  .expanded_tokens = model.backend().expanded_tokens(),
                   .chosen = sampler_.chosen()}) {
   CHECK(model.max_rows() >= options.max_num_batched_tokens);
   CHECK(model.max_logit_rows() >= max_logit_rows(options));

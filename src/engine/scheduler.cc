@@ -71,7 +71,7 @@ bool Scheduler::find_prefix(Sequence& sequence) {
   }
   sequence.num_computed = int(sequence.pages.size()) * options_.page_size;
   if (sequence.num_output() == 0) {
-    sequence.num_expanded = sequence.num_uncomputed() >= kExpandedTokens ? length : 0;
+    sequence.num_expanded = sequence.num_uncomputed() >= options_.expanded_tokens ? length : 0;
   }
   if (search) {
     prefix_queries_ += length;

@@ -14,11 +14,6 @@
 
 namespace nibble {
 
-// A prompt with so many tokens to compute is computed with keys and values expanded: from here on
-// that is faster. All its chunks are, however long, and what follows the prompt is not, since how
-// chunks are cut depends on the other sequences and a token's bits must not.
-inline constexpr int kExpandedTokens = 256;
-
 struct SchedulerOptions {
   int max_num_seqs = 0;
   int max_num_batched_tokens = 0;
@@ -26,6 +21,10 @@ struct SchedulerOptions {
   int page_size = 0;
   int64_t num_pages = 0;
   bool prefix_caching = true;
+  // A prompt with so many tokens to compute is computed with keys and values expanded. All its
+  // chunks are, however long, and what follows the prompt is not, since how chunks are cut depends
+  // on the other sequences and a token's bits must not.
+  int expanded_tokens = 256;
   const int32_t* chosen = nullptr;  // Batch::chosen
 };
 

@@ -151,7 +151,7 @@ GlmWeights dummy_weights(const GlmConfig& c) {
           writer.normal(prefix + "mlp.gate", c.num_experts, c.hidden, c.hidden, Use::kRouter);
       layer.router_bias = writer.zeros(prefix + "mlp.gate.e_score_correction_bias", c.num_experts);
       layer.experts_gate_up = writer.linear(prefix + "mlp.experts.gate_up_proj", 2 * c.expert_dim,
-                                            c.hidden, Use::kExperts, c.num_experts);
+                                            c.hidden, Use::kGatedExperts, c.num_experts);
       layer.experts_down = writer.linear(prefix + "mlp.experts.down_proj", c.hidden, c.expert_dim,
                                          Use::kExperts, c.num_experts);
       layer.feed_forward = write_feed_forward(writer, prefix + "mlp.shared_experts.", c.hidden,

@@ -129,6 +129,7 @@ void read_experts(WeightReader& reader, const std::string& prefix, const GlmConf
               [&](int64_t e) {
                 return std::vector{expert(e) + "gate_proj", expert(e) + "up_proj"};
               });
+  layer.experts_gate_up.use = Use::kGatedExperts;
   layer.experts_down =
       experts(reader, prefix + "experts.down_proj", c.num_experts, c.hidden, c.expert_dim,
               [&](int64_t e) { return std::vector{expert(e) + "down_proj"}; });

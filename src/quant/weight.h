@@ -23,13 +23,14 @@ enum class Format : uint8_t { kF32, kBF16, kNvfp4, kFp8, kInt4 };
 
 // What the model does with a weight, so that a backend can choose its layout at upload.
 enum class Use : uint8_t {
-  kLinear,    // count 1: out = x w^T
-  kHead,      // count 1: the linear of the logits, see Backend::linear
-  kRouter,    // count 1: scores of the experts, always in FP32
-  kExperts,   // count E: one matrix an expert
-  kTable,     // count 1: rows are looked up
-  kVector,    // one row: norm gain, router bias
-  kLatentUp,  // count = heads, rows = nope + value, see MlaShape: kv_b
+  kLinear,        // count 1: out = x w^T
+  kHead,          // count 1: the linear of the logits, see Backend::linear
+  kRouter,        // count 1: scores of the experts, always in FP32
+  kExperts,       // count E: one matrix an expert
+  kGatedExperts,  // the same: rows of a gate, then as many rows that it gates
+  kTable,         // count 1: rows are looked up
+  kVector,        // one row: norm gain, router bias
+  kLatentUp,      // count = heads, rows = nope + value, see MlaShape: kv_b
 };
 
 struct WeightPart {

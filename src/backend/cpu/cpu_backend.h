@@ -22,6 +22,7 @@ class CpuBackend : public Backend {
   std::string description() const override;
   MachineLimits measure_limits() override;
   int64_t wide_rows() const override { return workers_.wide_rows(); }
+  int expanded_tokens() const override { return 128; }
   DType product_input_dtype(Format format) const override;
 
   void* allocate(size_t bytes) override;

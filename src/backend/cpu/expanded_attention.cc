@@ -94,24 +94,24 @@ void ExpandedAttention::expand_block(const Call& call, const Slab& slab, int64_t
   const float* latents = threads_[size_t(thread)].latents.data();
   float* expanded = threads_[size_t(thread)].expanded.fit(size_t(kPositionsAtOnce * width));
   const PackedWeight& w = packed(call.kv_b);
-  const Panels panels = w.panels.matrix(head);
-  const Kernel& kernel = workers_.kernel(panels.format, kWideRows);
   const Tensor c(const_cast<float*>(latents), DType::kF32, count, s.latent_dim, stride);
-  const int64_t first_value = s.nope_dim / kPanelRows;
-  for (int64_t panel = 0; panel < panels.count();) {
-    const bool value = panel >= first_value;
-    const PanelRun run = panel_run(w, head, panel, value ? panels.count() : first_value);
-    workers_.multiply(thread, kernel,
-                      {.w = panels,
-                       .first_panel = panel,
-                       .last_panel = run.last,
-                       .x = workers_.make_inputs(thread, kernel, c, run.factors),
-                       .rows = count,
-                       .out = value ? expanded : expanded + s.value_dim,
-                       .out_stride = width,
-                       .first_output = value ? s.nope_dim : 0});
-    panel = run.last;
-  }
+  const auto multiply = [&](const PanelStack& stack, float* out) {
+    const Kernel& kernel = workers_.kernel(stack.first.format, kWideRows);
+    for (int64_t panel = 0; panel < stack.first.count();) {
+      const PanelRun run = panel_run(w, stack, head, panel, stack.first.count());
+      workers_.multiply(thread, kernel,
+                        {.w = stack.matrix(head),
+                         .first_panel = panel,
+                         .last_panel = run.last,
+                         .x = workers_.make_inputs(thread, kernel, c, run.factors),
+                         .rows = count,
+                         .out = out,
+                         .out_stride = width});
+      panel = run.last;
+    }
+  };
+  multiply(w.panels, expanded);
+  multiply(w.key_rows, expanded + s.value_dim);
   const RecordPages pages{layer_of_head(head), pages_.data()};
   for (int64_t i = 0; i < count; ++i) {
     float* record = expanded + i * width;

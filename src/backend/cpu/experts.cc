@@ -18,7 +18,7 @@ namespace {
 
 // Reading an expert's panels costs about as much as computing this many rows.
 constexpr int64_t kReadCost = 2;
-constexpr int64_t kColumnsAtOnce = 64;  // of the width, at most, in one go
+constexpr int64_t kChunksAtOnce = 12;  // of 16 columns of the width, at most, in one go
 
 }  // namespace
 
@@ -96,7 +96,7 @@ void Experts::multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_
                        int64_t last, float* out, int64_t out_stride, int64_t first_output) {
   const Panels panels = w.panels.matrix(expert);
   while (first < last) {
-    const PanelRun run = panel_run(w, expert, first, last);
+    const PanelRun run = panel_run(w, w.panels, expert, first, last);
     workers_.multiply(rows.thread, rows.kernel,
                       {.w = panels,
                        .first_panel = first,
@@ -113,15 +113,14 @@ void Experts::multiply(Rows& rows, const PackedWeight& w, int64_t expert, int64_
 void Experts::compute_inner(int thread, Pieces& pieces, const Weight& gate_up, int64_t width) {
   const PackedWeight& w = packed(gate_up);
   const int64_t chunks = (width + kPanelRows - 1) / kPanelRows;
-  constexpr int64_t kGateSize = kColumnsAtOnce, kSize = 2 * kColumnsAtOnce + kPanelRows;
+  constexpr int64_t kSize = 2 * kChunksAtOnce * kPanelRows;
   std::optional<Rows> rows;  // the last ones, whose inputs are made
   const auto run = [&](int64_t e, int64_t first_chunk, int64_t last_chunk) {
     const int64_t end_pair = first_pair_[size_t(e) + 1];
     const Kernel& kernel =
         workers_.kernel(w.panels.first.format, end_pair - first_pair_[size_t(e)]);
     const int64_t block = kernel.block_rows(gate_up.cols);
-    float* gate = wide_[size_t(thread)].fit(size_t(block * kSize));
-    float* up = gate + kGateSize;
+    float* both = wide_[size_t(thread)].fit(size_t(block * kSize));
     for (int64_t p = first_pair_[size_t(e)]; p < end_pair; p += block) {
       if (!rows || rows->first_pair != p) {
         rows.emplace(Rows{.thread = thread,
@@ -130,19 +129,12 @@ void Experts::compute_inner(int thread, Pieces& pieces, const Weight& gate_up, i
                           .count = std::min(block, end_pair - p),
                           .x = x_rows_.data()});
       }
-      for (int64_t column = first_chunk * kPanelRows; column < last_chunk * kPanelRows;
-           column += kColumnsAtOnce) {
-        const int64_t end = std::min({column + kColumnsAtOnce, last_chunk * kPanelRows, width});
-        // Columns of the gate are whole panels; those of the up projection may begin inside one.
-        const int64_t first_up = (width + column) / kPanelRows;
-        multiply(*rows, w, e, column / kPanelRows, (end + kPanelRows - 1) / kPanelRows, gate, kSize,
-                 column);
-        multiply(*rows, w, e, first_up, (width + end + kPanelRows - 1) / kPanelRows, up, kSize,
-                 first_up * kPanelRows);
-        const int64_t skip = width + column - first_up * kPanelRows;
+      for (int64_t c = first_chunk; c < last_chunk; c += kChunksAtOnce) {
+        const int64_t end = std::min(c + kChunksAtOnce, last_chunk), column = c * kPanelRows;
+        multiply(*rows, w, e, 2 * c, 2 * end, both, kSize, 2 * column);
         for (int64_t r = 0; r < rows->count; ++r) {
-          silu_mul_row(gate + r * kSize, up + r * kSize + skip, end - column,
-                       inner_.data() + (p + r) * width + column);
+          silu_mul_panels_row(both + r * kSize, std::min(width, end * kPanelRows) - column,
+                              inner_.data() + (p + r) * width + column);
         }
       }
     }
@@ -187,7 +179,7 @@ void Experts::run(Tensor x, const Routing& routing, const Weight& gate_up, const
   const int64_t slots = routing.experts.cols, pairs = x.rows * slots;
   const int64_t width = down.cols, hidden = down.rows;
   CHECK(x.cols == gate_up.cols && gate_up.rows == 2 * width && out.cols == hidden &&
-            gate_up.count == down.count,
+            gate_up.use == Use::kGatedExperts && gate_up.count == down.count,
         "%s", gate_up.name.c_str());
   if (pairs == 0) return;
   sort_by_expert(routing, gate_up.count);

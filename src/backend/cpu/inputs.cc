@@ -100,23 +100,6 @@ void make_int16_row(const float* x, const float* factors, int64_t n, uint8_t* ou
   make_int16<true>({x, factors}, n, out);
 }
 
-void multiply_by_e4m3(const float* x, const uint8_t* e4m3, int64_t n, float* out) {
-  const Words words;
-  const hn::Rebind<uint8_t, Words> bytes;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const WordVec code = hn::PromoteTo(words, hn::LoadU(bytes, e4m3 + i));
-    const FloatVec factor = hn::Mul(hn::BitCast(Floats(), hn::ShiftLeft<20>(code)), set(0x1p120f));
-    store(hn::Mul(load(x + i), factor), out + i);
-  }
-  for (; i < n; ++i) {
-    const uint32_t bits = uint32_t(e4m3[i]) << 20;
-    float factor;
-    std::memcpy(&factor, &bits, sizeof(factor));
-    out[i] = x[i] * (factor * 0x1p120f);
-  }
-}
-
 template <bool kScaled>
 void make_bf16(const Values& v, int64_t n, uint8_t* out) {
   uint16_t* to = reinterpret_cast<uint16_t*>(out);
@@ -151,7 +134,6 @@ HWY_AFTER_NAMESPACE();
 namespace nibble {
 
 HWY_EXPORT(make_int16_row);
-HWY_EXPORT(multiply_by_e4m3);
 HWY_EXPORT(make_bf16_row);
 
 int64_t input_row_bytes(InputFormat format, int64_t cols) {
@@ -187,18 +169,6 @@ void make_input_row(InputFormat format, const float* x, const float* factors, in
 #endif
       return;
   }
-}
-
-void make_scaled_input_row(InputFormat format, const float* x, const uint8_t* e4m3, int64_t cols,
-                           uint8_t* out) {
-#if defined(__x86_64__)
-  if (format == InputFormat::kSplit16) return make_split16_row_avx512vnni(x, e4m3, cols, out);
-#endif
-  constexpr int64_t kMost = 1024;
-  CHECK(cols <= kMost, "%ld columns", long(cols));
-  alignas(64) float scaled[kMost];
-  HWY_DYNAMIC_DISPATCH(multiply_by_e4m3)(x, e4m3, cols, scaled);
-  make_input_row(format, scaled, nullptr, cols, out);
 }
 
 namespace {

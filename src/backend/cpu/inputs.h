@@ -55,13 +55,8 @@ int64_t input_row_bytes(InputFormat format, int64_t cols);
 void make_input_row(InputFormat format, const float* x, const float* factors, int64_t cols,
                     uint8_t* out);
 
-// Of x[k] * e4m3[k], never kF32. The factors are not negative.
-void make_scaled_input_row(InputFormat format, const float* x, const uint8_t* e4m3, int64_t cols,
-                           uint8_t* out);
-
-// kSplit16 of x[k], x[k] * factors[k] or x[k] * e4m3[k].
+// kSplit16.
 void make_split16_row_avx512vnni(const float* x, const float* factors, int64_t cols, uint8_t* out);
-void make_split16_row_avx512vnni(const float* x, const uint8_t* e4m3, int64_t cols, uint8_t* out);
 
 // |x| and |x - x'| of a row of integers x', kInt16 or kSplit16.
 struct InputNorms {

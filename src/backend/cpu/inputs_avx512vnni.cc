@@ -33,16 +33,6 @@ struct FloatFactors {
   }
 };
 
-struct E4M3Factors {
-  const uint8_t* codes;
-
-  __m512 multiply(__m512 x, int64_t k, __mmask16 mask) const {
-    const __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, codes + k));
-    const __m512 bits = _mm512_castsi512_ps(_mm512_slli_epi32(code, 20));
-    return _mm512_mul_ps(x, _mm512_mul_ps(bits, _mm512_set1_ps(0x1p120f)));
-  }
-};
-
 // 16 values, zeros from `cols` on.
 template <bool kWhole, typename Factors>
 inline __m512 load_values(const float* x, const Factors& factors, int64_t k, int64_t cols) {
@@ -128,10 +118,6 @@ void make_row(const float* x, const Factors& factors, int64_t cols, uint8_t* out
 void make_split16_row_avx512vnni(const float* x, const float* factors, int64_t cols, uint8_t* out) {
   if (factors == nullptr) return make_row(x, NoFactors(), cols, out);
   make_row(x, FloatFactors{factors}, cols, out);
-}
-
-void make_split16_row_avx512vnni(const float* x, const uint8_t* e4m3, int64_t cols, uint8_t* out) {
-  make_row(x, E4M3Factors{e4m3}, cols, out);
 }
 
 }  // namespace nibble

@@ -50,7 +50,7 @@ void CpuLinear::run(Tensor x, const Weight& weight, Tensor out, bool accumulate)
     for (Share piece = pieces.take(thread); !piece.empty();) {
       const int64_t b = piece.first / count, panel = piece.first % count;
       const PanelRun run =
-          panel_run(w, 0, panel, std::min(count, panel + piece.last - piece.first));
+          panel_run(w, w.panels, 0, panel, std::min(count, panel + piece.last - piece.first));
       if (!meet && run.set != set) inputs = workers_.make_inputs(thread, kernel, x, run.factors);
       set = run.set;
       const int64_t row = b * x.rows / blocks, end = (b + 1) * x.rows / blocks;

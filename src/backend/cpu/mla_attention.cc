@@ -96,35 +96,18 @@ void MlaAttention::multiply_keys(const Call& call, int thread, int64_t head, int
                                  int64_t last) {
   const MlaShape& s = call.shape;
   const PackedWeight& kv_b = packed(call.kv_b);
-  const Kernel& kernel = kv_b.key_scales == nullptr
-                             ? workers_.kernel(kv_b.keys.first.format, call.num_rows)
-                             : workers_.exact_kernel(kv_b.keys.first.format);
-  const Panels panels = kv_b.keys.matrix(head);
+  const Kernel& kernel = workers_.kernel(kv_b.keys.first.format, call.num_rows);
   const Tensor q(call.q.row<float>(call.first_row) + head * s.query_dim(), DType::kF32,
                  call.num_rows, s.nope_dim, call.q.stride);
   const int64_t stride = padded(s.record_dim());
-  Product product{.w = panels,
-                  .first_panel = first,
-                  .last_panel = last,
-                  .rows = call.num_rows,
-                  .out = queries_.data() + head * stride,
-                  .out_stride = s.heads * stride};
-  if (kv_b.key_scales == nullptr) {
-    product.x = workers_.make_inputs(thread, kernel, q);
-    return workers_.multiply(thread, kernel, product);
-  }
-  const int64_t bytes = input_row_bytes(kernel.input, s.nope_dim);
-  uint8_t* inputs = workers_.input_memory(thread, call.num_rows * bytes);
-  product.x = {inputs, bytes};
-  for (int64_t p = first; p < last; ++p) {
-    const uint8_t* scales = kv_b.key_scales + (head * panels.count() + p) * s.nope_dim;
-    for (int64_t t = 0; t < call.num_rows; ++t) {
-      make_scaled_input_row(kernel.input, q.row<float>(t), scales, s.nope_dim, inputs + t * bytes);
-    }
-    product.first_panel = p;
-    product.last_panel = p + 1;
-    workers_.multiply(thread, kernel, product);
-  }
+  workers_.multiply(thread, kernel,
+                    {.w = kv_b.keys.matrix(head),
+                     .first_panel = first,
+                     .last_panel = last,
+                     .x = workers_.make_inputs(thread, kernel, q),
+                     .rows = call.num_rows,
+                     .out = queries_.data() + head * stride,
+                     .out_stride = s.heads * stride});
 }
 
 void MlaAttention::make_queries(const Call& call, int thread) {
@@ -279,12 +262,12 @@ void MlaAttention::make_outputs(const Call& call, int thread) {
   const MlaShape& s = call.shape;
   const PackedWeight& w = packed(call.kv_b);
   const Kernel& kernel = workers_.kernel(w.panels.first.format, call.num_rows);
-  const int64_t all = w.panels.first.count(), stride = padded(s.latent_dim);
-  const int64_t panels = all - w.first_value / kPanelRows;  // those of values are the last
+  const int64_t panels = w.panels.first.count(), stride = padded(s.latent_dim);
   const Share share = workers_.share(thread, s.heads * panels, kGroupPanels);
   for (int64_t unit = share.first; unit < share.last;) {
-    const int64_t h = unit / panels, panel = all - panels + unit % panels;
-    const PanelRun run = panel_run(w, h, panel, std::min(all, panel + share.last - unit));
+    const int64_t h = unit / panels, panel = unit % panels;
+    const PanelRun run =
+        panel_run(w, w.panels, h, panel, std::min(panels, panel + share.last - unit));
     const Tensor latents(latents_.data() + h * stride, DType::kF32, call.num_rows, s.latent_dim,
                          s.heads * stride);
     workers_.multiply(thread, kernel,
@@ -294,8 +277,7 @@ void MlaAttention::make_outputs(const Call& call, int thread) {
                        .x = workers_.make_inputs(thread, kernel, latents, run.factors),
                        .rows = call.num_rows,
                        .out = call.out.row<float>(call.first_row) + h * s.value_dim,
-                       .out_stride = call.out.stride,
-                       .first_output = w.first_value});
+                       .out_stride = call.out.stride});
     unit += run.last - panel;
   }
 }

@@ -65,6 +65,9 @@ void multiply_nvfp4(const Product& product, Scratch<uint8_t>& scratch);
 //                                                                         inputs kSplit16
 void multiply_nvfp4_avx512vnni(const Product& product, Scratch<uint8_t>& scratch);
 
+// kNvfp4Columns panels in FP32 arithmetic.                                inputs kF32
+void multiply_nvfp4_columns(const Product& product, Scratch<uint8_t>& scratch);
+
 // kInt8 panels by sums of integers; the same bits from both.              inputs kInt16
 void multiply_int8(const Product& product, Scratch<uint8_t>& scratch);
 //                                                                         inputs kSplit16

@@ -145,10 +145,10 @@ HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64
     for (int g = 0; g < 4; ++g) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
-        const uint8_t* line = block + g * 2 * kLineBytes + v * kLanes * 4;
+        const uint8_t* line = block + (1 + g * 2) * kLineBytes + v * kLanes * 4;
         FloatVec sums[kRows];
         sum_group<kRows>(line, x, b * 32 + g * 8, sums);
-        const FloatVec scale = block_scales(block + 8 * kLineBytes + g * kPanelRows + v * kLanes);
+        const FloatVec scale = block_scales(block + g * kPanelRows + v * kLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           total[r][v] = hn::MulAdd(sums[r], scale, total[r][v]);

@@ -64,12 +64,11 @@ void decode_panel(const Panels& w, int64_t p, uint8_t* out) {
   const uint8_t* block = w.panel(p) + kLineBytes;
   for (int64_t b = 0; b < blocks; ++b, block += kNvfp4BlockBytes) {
     for (int g = 0; g < 4; ++g) {
-      const __m128i codes =
-          _mm_load_si128((const __m128i*)(block + 8 * kLineBytes + g * kPanelRows));
+      const __m128i codes = _mm_load_si128((const __m128i*)(block + g * kPanelRows));
       const __m512 scale = _mm512_mul_ps(
           _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 7)), _mm512_set1_ps(256));
       for (int half = 0; half < 2; ++half) {
-        __m512i word = _mm512_load_si512(block + (g * 2 + half) * kLineBytes);
+        __m512i word = _mm512_load_si512(block + (1 + g * 2 + half) * kLineBytes);
 #pragma GCC unroll 4
         for (int pair = 0; pair < 4; ++pair, out += kLineBytes) {
           const __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(word, table), scale);

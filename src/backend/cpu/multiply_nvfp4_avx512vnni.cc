@@ -11,9 +11,9 @@
 // small. A tile is up to 12 rows by one panel; a panel is read once for all rows and stays in the
 // L1 cache between tiles.
 //
-// Measured on one core of an EPYC (Zen 4) guest by its own time, others computing beside: from
-// memory one row 28 to 31 GB/s where plain reading gives 31, 4 rows 13.4 GB/s, which is 190 of 235
-// GFLOP/s (81%), 512 rows 176 GFLOP/s (75%).
+// Measured on an EPYC (Zen 4) guest, from memory on both cores: one row 0.96 to 1.0 of plain
+// reading at 31 GB/s and 0.92 at 47, 4 rows 24 GB/s. From the L2 cache on one core: one row 36
+// GB/s, 4 rows 13.6 GB/s, which is 193 of 235 GFLOP/s (82%), 12 rows 202 GFLOP/s (86%).
 #include "backend/cpu/tiles.h"
 
 #if defined(__x86_64__)
@@ -82,11 +82,13 @@ inline __m512i sum_group(const Factors& w, const uint8_t* x, int g) {
   return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
 }
 
-// `kStream`: the panel is read once.
+// `kStream`: the panel is read once. One row leaves it to the machine, which looks far enough ahead
+// by itself and whose prefetching ours would hinder.
 template <int kRows, bool kStream>
 __attribute__((noinline)) void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
   const Panels& w = product.w;
   const uint8_t* panel = w.panel(p);
+  constexpr bool kPrefetch = kStream && kRows > 1;
   const __m512i table = code_table();
   const uint8_t* x[kRows];
   __m512 total[kRows];
@@ -98,13 +100,13 @@ __attribute__((noinline)) void multiply_tile(const Product& product, int64_t fir
   const int64_t blocks = w.lines * kLineBytes / kNvfp4BlockBytes;
   const uint8_t* block = panel + kLineBytes;
   for (int64_t b = 0; b < blocks; ++b, block += kNvfp4BlockBytes) {
-    if (kStream) prefetch_stream(block + 8 * kLineBytes);
+    if (kPrefetch) prefetch_stream(block);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
-      const uint8_t* lines = block + g * 2 * kLineBytes;
-      if (kStream) prefetch_stream(lines), prefetch_stream(lines + kLineBytes);
+      const uint8_t* lines = block + (1 + g * 2) * kLineBytes;
+      if (kPrefetch) prefetch_stream(lines), prefetch_stream(lines + kLineBytes);
       const Factors factors = look_up(lines, table);
-      const __m512 scale = block_scales(block + 8 * kLineBytes + g * kPanelRows);
+      const __m512 scale = block_scales(block + g * kPanelRows);
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
         const __m512i sum = sum_group(factors, x[r] + b * kSplitBlockBytes, g);

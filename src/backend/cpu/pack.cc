@@ -86,10 +86,11 @@ void store_output(const void* units, const Panels& panels, int64_t p, int lane) 
 }
 
 // Rows of the weight as outputs.
-PanelStack pack_rows(const Weight& w, const RowRange& range, Packer& packer) {
+PanelStack pack_rows(const Outputs& outputs, Packer& packer) {
+  const Weight& w = outputs.weight;
   const bool f32 = !fits_bf16(w);
   PanelStack stack = packer.new_stack({.format = f32 ? PanelFormat::kF32 : PanelFormat::kBF16,
-                                       .rows = range.count,
+                                       .rows = outputs.count(),
                                        .cols = w.cols,
                                        .lines = f32 ? w.cols : (w.cols + 1) / 2},
                                       w.count);
@@ -99,9 +100,9 @@ PanelStack pack_rows(const Weight& w, const RowRange& range, Packer& packer) {
     std::vector<float> floats(static_cast<size_t>(w.cols));
     std::vector<uint16_t> halves(static_cast<size_t>(w.cols) + 1);
     for (int lane = 0; lane < kPanelRows; ++lane) {
-      const int64_t n = p % panels * kPanelRows + lane;
-      if (n >= range.count) break;
-      const int64_t r = p / panels * w.rows + range.first + n;
+      const int64_t row = outputs.row(p % panels, lane);
+      if (row < 0) continue;
+      const int64_t r = p / panels * w.rows + row;
       const Panels matrix = stack.matrix(p / panels);
       if (f32) {
         decode_row(w, r, floats.data());
@@ -173,16 +174,15 @@ void pack_latent_up(const Weight& w, bool exact, Packer& packer) {
   CHECK(w.key_rows > 0 && w.key_rows < w.rows, "%s: %ld key rows", w.name.c_str(),
         long(w.key_rows));
   PackedWeight& owner = packer.owner();
-  owner.first_value = w.key_rows % kPanelRows == 0 ? w.key_rows : 0;
-  const int64_t first = w.key_rows - owner.first_value;
-  const RowRange keys{0, w.key_rows}, rows{first, w.rows - first};
-  if (!exact && fits_nvfp4_keys(w)) {
-    owner.keys = pack_nvfp4_keys(w, packer);
-  } else {
-    owner.keys = pack_columns(w, keys, packer);
-  }
-  owner.panels =
-      !exact && fits_nvfp4(w, rows) ? pack_nvfp4(w, rows, packer) : pack_rows(w, rows, packer);
+  const RowRange keys{0, w.key_rows}, values{w.key_rows, w.rows - w.key_rows};
+  const auto pack_range = [&](const RowRange& range) {
+    const Outputs outputs{w, range};
+    return !exact && fits_nvfp4(outputs) ? pack_nvfp4(outputs, packer) : pack_rows(outputs, packer);
+  };
+  owner.keys =
+      !exact && fits_nvfp4_keys(w) ? pack_nvfp4_keys(w, packer) : pack_columns(w, keys, packer);
+  owner.panels = pack_range(values);
+  if (w.key_rows % kPanelRows == 0) owner.key_rows = pack_range(keys);
 }
 
 }  // namespace
@@ -197,16 +197,16 @@ std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, Thr
     return result;
   }
   Packer packer(arena, pool, *result);
-  const RowRange all{0, weight.rows};
+  const Outputs all = all_outputs(weight);
   if (weight.use == Use::kLatentUp) {
     pack_latent_up(weight, exact, packer);
-  } else if (!exact && fits_nvfp4(weight, all)) {
-    result->panels = pack_nvfp4(weight, all, packer);
+  } else if (!exact && fits_nvfp4(all)) {
+    result->panels = pack_nvfp4(all, packer);
   } else if (!exact && weight.use == Use::kHead) {
     result->panels = pack_int8(weight, packer);
     return result;  // whose rows are read again
   } else {
-    result->panels = pack_rows(weight, all, packer);
+    result->panels = pack_rows(all, packer);
   }
   drop_pages(weight);
   return result;

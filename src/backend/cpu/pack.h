@@ -13,13 +13,20 @@
 //
 // NVFP4 panels are not grouped. A panel is the 16 tensor scales (FP32), then blocks of 64 columns:
 //
-//   block  line i = 0..7: a word an output, 8 codes as stored: columns 8i .. 8i + 7, low nibble
-//   first
-//          line 8: 4 x 16 block scales (E4M3), those of columns 0..15 of all outputs first
+//   block  line 0: 4 x 16 block scales (E4M3), those of columns 0..15 of all outputs first
+//          line 1 + i, i = 0..7: a word an output, 8 codes as stored: columns 8i .. 8i + 7, low
+//          nibble first
+//
+// so that whoever computes reads lines in rising order, which is what machines prefetch best.
+// Where outputs are the stored columns (the keys of kLatentUp), the 16 of a panel share the block
+// scales: line 0 of a block has one of each of the 64 columns of the panel (the stored rows).
 //
 // INT8 panels (the head) are not grouped either. A panel is 16 scales (FP32), 16 errors (FP32, see
 // head.h), then lines of 4 columns, a word an output: columns 0, 2, 4 and 6 of 8 first, then 1, 3,
 // 5 and 7, as NVFP4's nibbles have them.
+//
+// kGatedExperts: panels of the gate and of what it gates alternate, so that one stream has all of
+// 16 columns of the width. Each of the two is padded by rows of zeros to whole panels.
 //
 // K is padded by zeros to a whole line or block, the last panel by rows of zeros. FP8, and NVFP4
 // mixed with other formats, become BF16: a code, times its block scale, has at most 6 significant
@@ -44,10 +51,10 @@ inline constexpr int kGroupPanels = 4;
 inline constexpr int kLineBytes = 64;
 
 inline constexpr int kNvfp4Columns = 64;                 // of a block
-inline constexpr int kNvfp4BlockBytes = 9 * kLineBytes;  // codes and scales
+inline constexpr int kNvfp4BlockBytes = 9 * kLineBytes;  // scales, then codes
 
-enum class PanelFormat : uint8_t { kBF16, kF32, kNvfp4, kInt8 };
-inline constexpr int kPanelFormats = 4;
+enum class PanelFormat : uint8_t { kBF16, kF32, kNvfp4, kNvfp4Columns, kInt8 };
+inline constexpr int kPanelFormats = 5;
 
 // One packed matrix, not owned.
 struct Panels {
@@ -79,6 +86,9 @@ struct Panels {
 struct PanelStack {
   Panels first{};
   int64_t matrices = 0;
+  // NVFP4 with factors of the inputs: which set (PackedWeight::input_factors) a panel's inputs are
+  // multiplied by, [matrices * panels]; else empty.
+  std::vector<int32_t> factor_sets{};
 
   Panels matrix(int64_t i) const {
     Panels panels = first;
@@ -90,18 +100,14 @@ struct PanelStack {
 
 // What Weight::resident points to.
 struct PackedWeight {
-  PanelStack panels{};  // kLinear, kHead, kExperts; kLatentUp: per head [nope + value, latent]
-  // kLatentUp: the output that is the first of the value, a multiple of kPanelRows. Where the nope
-  // part is none, the panels are those of the value alone: 0.
-  int64_t first_value = 0;
-  // kLatentUp: per head [latent, nope], the transpose of what makes keys. NVFP4 keeps its block
-  // scales apart, as factors of the input of each panel: [heads][panels][nope]; else null.
+  // kLinear, kHead, kExperts: all; kLatentUp: per head the rows that make the value.
+  PanelStack panels{};
+  // kLatentUp: per head [latent, nope], the transpose of the rows that make the key, for queries.
   PanelStack keys{};
-  const uint8_t* key_scales = nullptr;
-  // NVFP4 with factors of the inputs: sets of [cols], and which one a panel's inputs are multiplied
-  // by, [matrices * panels]; both empty where there are none.
-  std::vector<float> input_factors{};
-  std::vector<int32_t> factor_sets{};
+  // kLatentUp: per head the rows that make the key, for expanded positions; none where their number
+  // is no multiple of kPanelRows.
+  PanelStack key_rows{};
+  std::vector<float> input_factors{};              // sets of [cols]
   float largest_norm = 0;                          // INT8: of a row
   std::vector<float> values{};                     // kVector
   std::vector<std::shared_ptr<uint8_t>> memory{};  // of the stacks
@@ -114,13 +120,14 @@ struct PanelRun {
   const float* factors = nullptr;
 };
 
-// The longest run from panel `first` of a matrix on, up to `last`.
-inline PanelRun panel_run(const PackedWeight& w, int64_t matrix, int64_t first, int64_t last) {
-  if (w.factor_sets.empty()) return {.last = last};
-  const int32_t* sets = w.factor_sets.data() + matrix * w.panels.first.count();
+// The longest run from panel `first` of a matrix of one of the weight's stacks on, up to `last`.
+inline PanelRun panel_run(const PackedWeight& w, const PanelStack& stack, int64_t matrix,
+                          int64_t first, int64_t last) {
+  if (stack.factor_sets.empty()) return {.last = last};
+  const int32_t* sets = stack.factor_sets.data() + matrix * stack.first.count();
   int64_t end = first + 1;
   while (end < last && sets[end] == sets[first]) ++end;
-  return {end, sets[first], w.input_factors.data() + sets[first] * w.panels.first.cols};
+  return {end, sets[first], w.input_factors.data() + sets[first] * stack.first.cols};
 }
 
 // kTable keeps its rows as they are (resident null). `exact`: panels of BF16 and F32 only, whose

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kWordCodes = 8;
 constexpr uint32_t kCodeSigns = 0x88888888u;
-constexpr uint8_t kE4M3One = 0x38;
 
 Panels nvfp4_panels(int64_t rows, int64_t cols) {
   return {.format = PanelFormat::kNvfp4,
@@ -24,11 +23,14 @@ Panels nvfp4_panels(int64_t rows, int64_t cols) {
 
 // Word `word` (8 columns) of a lane, and the scale of 16 columns, in a panel.
 uint8_t* word_at(uint8_t* panel, int64_t word, int lane) {
-  return panel + kLineBytes + word / 8 * kNvfp4BlockBytes + word % 8 * kLineBytes + lane * 4;
+  return panel + kLineBytes + word / 8 * kNvfp4BlockBytes + (1 + word % 8) * kLineBytes + lane * 4;
 }
 uint8_t* scale_at(uint8_t* panel, int64_t group, int lane) {
-  return panel + kLineBytes + group / 4 * kNvfp4BlockBytes + 8 * kLineBytes +
-         group % 4 * kPanelRows + lane;
+  return panel + kLineBytes + group / 4 * kNvfp4BlockBytes + group % 4 * kPanelRows + lane;
+}
+// kNvfp4Columns: the scale of a column.
+uint8_t* column_scale_at(uint8_t* panel, int64_t column) {
+  return panel + kLineBytes + column / kNvfp4Columns * kNvfp4BlockBytes + column % kNvfp4Columns;
 }
 
 uint8_t* panel_of(const PanelStack& stack, int64_t matrix, int64_t panel) {
@@ -64,13 +66,14 @@ bool same_factors(const WeightPart& a, const WeightPart& b, int64_t cols) {
 }
 
 // The sets of factors, and the set of each panel.
-void keep_factors(const Weight& w, const RowRange& range, const Panels& panels,
-                  PackedWeight& owner) {
+void keep_factors(const Outputs& outputs, PanelStack& stack, PackedWeight& owner) {
+  const Weight& w = outputs.weight;
   if (w.parts[0].input_scales == nullptr) return;
+  const int64_t panels = stack.first.count();
+  const int before = int(int64_t(owner.input_factors.size()) / w.cols);  // sets of other stacks
   std::vector<const WeightPart*> sets;
-  for (int64_t i = 0; i < w.count * panels.count(); ++i) {
-    const int64_t row = i / panels.count() * w.rows + range.first + i % panels.count() * kPanelRows;
-    const WeightPart* part = find_row(w, row).part;
+  for (int64_t i = 0; i < w.count * panels; ++i) {
+    const WeightPart* part = find_row(w, i / panels * w.rows + outputs.row(i % panels, 0)).part;
     int set = int(sets.size()) - 1;
     while (set >= 0 && !same_factors(*sets[size_t(set)], *part, w.cols)) --set;
     if (set < 0) {
@@ -80,13 +83,15 @@ void keep_factors(const Weight& w, const RowRange& range, const Panels& panels,
         owner.input_factors.push_back(stored_float(part->input_scales, part->input_scale_dtype, k));
       }
     }
-    owner.factor_sets.push_back(set);
+    stack.factor_sets.push_back(before + set);
   }
 }
 
 }  // namespace
 
-bool fits_nvfp4(const Weight& w, const RowRange& range) {
+bool fits_nvfp4(const Outputs& outputs) {
+  const Weight& w = outputs.weight;
+  const RowRange& range = outputs.range;
   for (const WeightPart& part : w.parts) {
     if (part.format != Format::kNvfp4) return false;
     if ((part.input_scales == nullptr) != (w.parts[0].input_scales == nullptr)) return false;
@@ -96,7 +101,8 @@ bool fits_nvfp4(const Weight& w, const RowRange& range) {
   for (size_t i = 0; i + 1 < w.parts.size(); ++i) {
     row += w.parts[i].rows;
     const int64_t in_range = row % w.rows - range.first;
-    const bool inside = in_range > 0 && in_range < range.count && in_range % kPanelRows != 0;
+    const int64_t in_half = outputs.gated ? in_range % outputs.half() : in_range;
+    const bool inside = in_range > 0 && in_range < range.count && in_half % kPanelRows != 0;
     if (inside && !same_factors(w.parts[i], w.parts[i + 1], w.cols)) return false;
   }
   return true;
@@ -113,29 +119,28 @@ bool fits_nvfp4_keys(const Weight& w) {
   return true;
 }
 
-PanelStack pack_nvfp4(const Weight& w, const RowRange& range, Packer& packer) {
-  const PanelStack stack = packer.new_stack(nvfp4_panels(range.count, w.cols), w.count);
+PanelStack pack_nvfp4(const Outputs& outputs, Packer& packer) {
+  const Weight& w = outputs.weight;
+  PanelStack stack = packer.new_stack(nvfp4_panels(outputs.count(), w.cols), w.count);
   const int64_t panels = stack.first.count();
-  keep_factors(w, range, stack.first, packer.owner());
+  keep_factors(outputs, stack, packer.owner());
   packer.pool().parallel_for(w.count * panels, [&](int64_t i) {
     uint8_t* panel = panel_of(stack, i / panels, i % panels);
-    const int64_t first = i % panels * kPanelRows;
-    for (int lane = 0; lane < kPanelRows && first + lane < range.count; ++lane) {
-      const int64_t row = i / panels * w.rows + range.first + first + lane;
-      store_row(find_row(w, row), w.cols, panel, lane);
+    for (int lane = 0; lane < kPanelRows; ++lane) {
+      const int64_t row = outputs.row(i % panels, lane);
+      if (row >= 0) store_row(find_row(w, i / panels * w.rows + row), w.cols, panel, lane);
     }
   });
   return stack;
 }
 
-// The 16 outputs of a panel are the 16 columns of a block, which share its scale: it multiplies the
-// input, and the panel's own scales are ones. What is a factor of an input elsewhere is one of an
-// output here.
+// The 16 outputs of a panel are the 16 columns of a block, which share its scale. What is a factor
+// of an input elsewhere is one of an output here.
 PanelStack pack_nvfp4_keys(const Weight& w, Packer& packer) {
-  const PanelStack stack = packer.new_stack(nvfp4_panels(w.cols, w.key_rows), w.count);
+  Panels shape = nvfp4_panels(w.cols, w.key_rows);
+  shape.format = PanelFormat::kNvfp4Columns;
+  const PanelStack stack = packer.new_stack(shape, w.count);
   const int64_t panels = stack.first.count();
-  uint8_t* key_scales = packer.allocate(w.count * panels * w.key_rows);
-  packer.owner().key_scales = key_scales;
   packer.pool().parallel_for(w.count * panels, [&](int64_t i) {
     uint8_t* panel = panel_of(stack, i / panels, i % panels);
     const int64_t first_row = i / panels * w.rows;
@@ -147,14 +152,13 @@ PanelStack pack_nvfp4_keys(const Weight& w, Packer& packer) {
         scale *= stored_float(part.input_scales, part.input_scale_dtype, column);
       }
       std::memcpy(panel + lane * 4, &scale, 4);
-      for (int64_t g = 0; g < (w.key_rows + 15) / 16; ++g) *scale_at(panel, g, lane) = kE4M3One;
     }
     for (int64_t d = 0; d < w.key_rows; ++d) {
       const PartRow at = find_row(w, first_row + d);
       const uint8_t* codes = at.part->values + (at.row * w.cols + i % panels * kPanelRows) / 2;
       const uint8_t scale = at.part->block_scales[at.row * w.cols / nvfp4::kBlock + i % panels];
       const uint8_t sign = (scale & 0x80) != 0 ? 8 : 0;
-      key_scales[i * w.key_rows + d] = scale & 0x7f;
+      *column_scale_at(panel, d) = scale & 0x7f;
       for (int lane = 0; lane < kPanelRows; ++lane) {
         const uint8_t code = uint8_t((codes[lane / 2] >> (lane % 2 * 4) & 15) ^ sign);
         uint8_t* word = word_at(panel, d / kWordCodes, lane);

@@ -12,6 +12,32 @@ struct RowRange {
   int64_t count = 0;
 };
 
+// The rows that are a stack's outputs.
+struct Outputs {
+  const Weight& weight;
+  RowRange range;
+  bool gated = false;  // panels of the two halves alternate
+
+  int64_t half() const { return range.count / 2; }
+  // With the padding between them.
+  int64_t count() const {
+    return gated ? (half() + kPanelRows - 1) / kPanelRows * 2 * kPanelRows : range.count;
+  }
+  // The row of matrix 0 that is lane `lane` of panel `panel`; -1 for padding.
+  int64_t row(int64_t panel, int lane) const {
+    if (!gated) {
+      const int64_t n = panel * kPanelRows + lane;
+      return n < range.count ? range.first + n : -1;
+    }
+    const int64_t n = panel / 2 * kPanelRows + lane;
+    return n < half() ? range.first + panel % 2 * half() + n : -1;
+  }
+};
+
+inline Outputs all_outputs(const Weight& weight) {
+  return {weight, {0, weight.rows}, weight.use == Use::kGatedExperts};
+}
+
 struct PartRow {
   const WeightPart* part;
   int64_t row;
@@ -63,12 +89,12 @@ class Packer {
 
 // Whether NVFP4 panels can hold these rows: all parts are NVFP4, and rows of one panel have the
 // same input scales.
-bool fits_nvfp4(const Weight& weight, const RowRange& range);
+bool fits_nvfp4(const Outputs& outputs);
 // Whether the key rows of each head are NVFP4 of one part.
 bool fits_nvfp4_keys(const Weight& weight);
 
-PanelStack pack_nvfp4(const Weight& weight, const RowRange& range, Packer& packer);
-// kLatentUp: PackedWeight::keys, and its key_scales.
+PanelStack pack_nvfp4(const Outputs& outputs, Packer& packer);
+// kLatentUp: PackedWeight::keys.
 PanelStack pack_nvfp4_keys(const Weight& weight, Packer& packer);
 // kHead: also PackedWeight::largest_norm.
 PanelStack pack_int8(const Weight& weight, Packer& packer);

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 
+#include "backend/cpu/pack.h"
 #include "hwy/foreach_target.h"  // before simd-inl.h
 // clang-format off
 #include "backend/cpu/simd-inl.h"
@@ -78,6 +79,18 @@ void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
   if (i < n) {
     const FloatVec v = silu(load_some(gate + i, n - i));
     store_some(hn::Mul(v, load_some(up + i, n - i)), n - i, out + i);
+  }
+}
+
+void silu_mul_panels(const float* panels, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const float* gate = panels + i / kPanelRows * 2 * kPanelRows + i % kPanelRows;
+    const FloatVec v = hn::Mul(silu(load(gate)), load(gate + kPanelRows));
+    if (i + kLanes <= n) {
+      store(v, out + i);
+    } else {
+      store_some(v, n - i, out + i);
+    }
   }
 }
 
@@ -152,6 +165,7 @@ namespace nibble {
 HWY_EXPORT(rms_norm);
 HWY_EXPORT(add_rms_norm);
 HWY_EXPORT(silu_mul);
+HWY_EXPORT(silu_mul_panels);
 HWY_EXPORT(add_scaled);
 HWY_EXPORT(dot);
 HWY_EXPORT(floor_of);
@@ -170,6 +184,10 @@ void rms_norm_row(const float* x, const float* gain, int64_t n, float eps, float
 
 void silu_mul_row(const float* gate, const float* up, int64_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(silu_mul)(gate, up, n, out);
+}
+
+void silu_mul_panels_row(const float* panels, int64_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(silu_mul_panels)(panels, n, out);
 }
 
 void add_scaled_row(const float* x, float factor, int64_t n, float* out) {

@@ -14,6 +14,8 @@ void rms_norm_row(const float* x, const float* gain, int64_t n, float eps, float
 
 // out = silu(gate) * up
 void silu_mul_row(const float* gate, const float* up, int64_t n, float* out);
+// The same of panels that alternate: 16 of the gate, 16 that they gate, ...
+void silu_mul_panels_row(const float* panels, int64_t n, float* out);
 
 // out += factor * x
 void add_scaled_row(const float* x, float factor, int64_t n, float* out);

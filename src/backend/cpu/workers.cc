@@ -30,6 +30,8 @@ Kernel best_kernel(PanelFormat format, [[maybe_unused]] const InstructionSets& s
         return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vnni};
 #endif
       return {.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
+    case PanelFormat::kNvfp4Columns:
+      return {.input = InputFormat::kF32, .multiply = multiply_nvfp4_columns};
     case PanelFormat::kInt8:
 #if defined(__x86_64__)
       if (sets.avx512vnni)

@@ -51,7 +51,7 @@ class Workers {
   // Items of a loop to be taken in pieces until the next call: about kPieceBytes of what a thread
   // reads, whole groups, and several for each thread.
   Pieces& deal(int64_t count, int64_t item_bytes, int64_t group = 1) {
-    constexpr int64_t kPieceBytes = 128 << 10, kLeastPieces = 4;  // of a thread
+    constexpr int64_t kPieceBytes = 384 << 10, kLeastPieces = 4;  // of a thread
     const int64_t most = count / (kLeastPieces * size());
     const int64_t piece = std::min(kPieceBytes / std::max<int64_t>(item_bytes, 1), most);
     pieces_.deal(count, std::max<int64_t>(piece / group, 1) * group);

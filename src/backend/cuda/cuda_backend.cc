@@ -125,6 +125,7 @@ Weight CudaBackend::upload(const Weight& host) {
                                                 : cuda::upload_linear(to, host);
       break;
     case Use::kExperts:
+    case Use::kGatedExperts:
       uploaded.resident = cuda::upload_experts(to, host);
       break;
     case Use::kLatentUp:

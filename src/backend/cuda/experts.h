@@ -9,7 +9,7 @@
 
 namespace nibble::cuda {
 
-// Use::kExperts: gate_up and down alike.
+// Use::kExperts and Use::kGatedExperts alike.
 std::shared_ptr<const void> upload_experts(const Uploads& to, const Weight& host);
 
 // out[t] = sum over k of weights[t, k] * down[e] silu_mul(gate_up[e] x[t]), e = experts[t, k]
