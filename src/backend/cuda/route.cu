@@ -2,7 +2,7 @@
 //
 // Few rows: a block takes four or eight experts of one row, its weights in registers before it
 // waits; the last block of a row to arrive chooses. The norm before it may come in the same kernel.
-// Many rows: weights are read once for 16 rows. Few rows are bound by latency, many by FP32.
+// Many rows: weights are read once for 8 rows. Few rows are bound by latency, many by FP32.
 #include <algorithm>
 
 #include "backend/cuda/choice.cuh"
