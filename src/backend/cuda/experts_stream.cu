@@ -333,9 +333,10 @@ void with_way(const Context& context, Format format, int rows, Run&& run) {
   constexpr size_t kStagedBytes = 160 << 10;
   const bool stages = rows > kMostOwn && context.device.shared_bytes > kStagedBytes;
   with_unit(format, [&]<typename Unit>(Unit) {
+    constexpr int kBlocks = Unit::kProducts == 1 ? 3 : 2;
     if (rows <= kMostStreamed) return run(Stream<Unit>());
     if (stages) return run(Sweep<Unit, StagedInputs, Balanced, 1>());
-    run(Sweep < Unit, OwnInputs, InTurn, Unit::kProducts == 1 ? 3 : 2 > ());
+    run(Sweep<Unit, OwnInputs, InTurn, kBlocks>());
   });
 }
 
