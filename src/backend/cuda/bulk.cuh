@@ -19,6 +19,12 @@ __device__ __forceinline__ void arrive_at(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
+// Arrives once this thread's copy_async_16()s so far have come.
+__device__ __forceinline__ void arrive_with_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
 // Waits for the end of the phase of this parity, 0 for the first.
 __device__ __forceinline__ void wait_for_phase(uint64_t* barrier, int parity) {
 #if __CUDA_ARCH__ >= 900

@@ -24,6 +24,8 @@ CudaBackend::CudaBackend(const Options& options)
   read_buffer_ = cuda::PinnedMemory(kReadBufferBytes);
   arrived_ = cuda::DeviceMemory(sizeof(unsigned));
   CUDA_CHECK(cudaMemset(arrived_.data(), 0, arrived_.size()));
+  counters_ = cuda::DeviceMemory(cuda::kNumCounters * sizeof(int));
+  CUDA_CHECK(cudaMemset(counters_.data(), 0, counters_.size()));
 }
 
 CudaBackend::~CudaBackend() {
@@ -43,7 +45,11 @@ cuda::Context CudaBackend::context() {
 
 cuda::Context CudaBackend::context_as_is() {
   device_.make_current();
-  return {.device = device_, .stream = stream_, .workspace = workspace_, .step = step_.view()};
+  return {.device = device_,
+          .stream = stream_,
+          .workspace = workspace_,
+          .step = step_.view(),
+          .counters = counters_.as<int>()};
 }
 
 std::string CudaBackend::description() const {

@@ -82,7 +82,8 @@ class CudaBackend : public Backend {
   // Held back until the next operation, which may take them into its own kernel.
   std::optional<cuda::Norm> norm_;
   std::optional<cuda::Store> store_;
-  cuda::DeviceMemory arrived_;  // Norm::arrived
+  cuda::DeviceMemory arrived_;   // Norm::arrived
+  cuda::DeviceMemory counters_;  // Context::counters
   int recorded_generation_ = 0;
   cuda::Sampler sampler_;
   cuda::PinnedMemory read_buffer_;

@@ -31,9 +31,16 @@ void experts_of_rows(const Context& context, Tensor x, const Routing& routing,
   // Columns beyond the width are products of padding rows: zeros.
   const int inner_cols = gates.tiles * kTileRows / 2;
   const size_t inner_bytes = aligned(size_t(pairs * inner_cols) * sizeof(uint16_t));
-  auto* memory = static_cast<char*>(context.workspace.fit(inner_bytes + inputs_bytes(x)));
+  const bool sweeps = can_sweep_experts(context, x.rows, pairs, gates, downs, num_experts);
+  const size_t input_bytes = aligned(inputs_bytes(x));
+  auto* memory = static_cast<char*>(context.workspace.fit(
+      inner_bytes + input_bytes + (sweeps ? experts_sweep_bytes(pairs, downs) : 0)));
   const Activations inner{memory, inner_cols, int(pairs), inner_cols};
   const Activations inputs = inputs_of(context, x, memory + inner_bytes);
+  if (sweeps) {
+    return experts_sweep(context, inputs, routing, gates, downs, num_experts, inner, results,
+                         memory + inner_bytes + input_bytes);
+  }
   const auto stream = x.rows == 1 ? experts_row : experts_stream;
   stream(context, inputs, routing, gates, downs, num_experts, inner, results);
 }

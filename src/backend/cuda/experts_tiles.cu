@@ -17,7 +17,6 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kSortThreads = 1024;
-constexpr int kCombineThreads = 256;
 constexpr int kMaxExperts = 1024;
 constexpr int kSmallestTile = 64, kLargestTile = 128;  // rows of activations
 
@@ -177,33 +176,6 @@ __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
                   tile.columns, rows, shared);
 }
 
-// A thread has kEach columns: four where all rows begin at a multiple of four.
-template <int kEach>
-__global__ void __launch_bounds__(kCombineThreads)
-    combine_slots_kernel(Matrix<const float> weights, const float* products, int outputs,
-                         Results out) {
-  let_successor_begin();
-  wait_for_predecessor();
-  const int n = int(blockIdx.x * blockDim.x + threadIdx.x) * kEach, t = int(blockIdx.y);
-  if (n >= outputs) return;
-  const int top_k = int(weights.cols);
-  const auto weight_of = stored_weights(weights.row(t));
-  const float* from = products + int64_t(t) * top_k * outputs + n;
-  if constexpr (kEach == 4) {
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-    for (int k = 0; k < top_k; ++k) {
-      const float weight = weight_of(k);
-      const float4 v = *reinterpret_cast<const float4*>(from + int64_t(k) * outputs);
-      sum = make_float4(fmaf(weight, v.x, sum.x), fmaf(weight, v.y, sum.y),
-                        fmaf(weight, v.z, sum.z), fmaf(weight, v.w, sum.w));
-    }
-    store_4(out, t, n, sum);
-  } else {
-    store(out, t, n, sum_of_slots(weight_of, from, outputs, top_k));
-  }
-}
-
 int max_tiles(int64_t pairs, int num_experts, int tile_rows) {
   return int(std::min<int64_t>(pairs, pairs / tile_rows + num_experts));
 }
@@ -290,16 +262,7 @@ void experts_tiles(const Context& context, const Tensor& x, const Routing& routi
             .shared_bytes = Tiles::kSharedBytes},
            experts_down_tiles_kernel<Tiles>, down, inner_inputs, sorted);
   });
-  const auto combine = [&]<int kEach>() {
-    launch(context,
-           {.blocks = {blocks_for(down.rows, kEach * kCombineThreads), unsigned(experts.rows)},
-            .threads = kCombineThreads},
-           combine_slots_kernel<kEach>, Matrix<const float>(routing.weights), sorted.products,
-           down.rows, out);
-  };
-  const bool by_four =
-      down.rows % 4 == 0 && out.stride % 4 == 0 && reinterpret_cast<uintptr_t>(out.data) % 16 == 0;
-  by_four ? combine.operator()<4>() : combine.operator()<1>();
+  combine_slots(context, routing.weights, sorted.products, down.rows, out);
 }
 
 }  // namespace nibble::cuda

@@ -70,12 +70,12 @@ struct Nvfp4Unit {
   static __device__ __forceinline__ void fragment(const Registers& r, int chunk, int j, int,
                                                   uint32_t (&a)[4]) {
     const uint32_t q = r.codes[chunk][j];
-    constexpr uint32_t kMagnitude = 0x01c001c0u, kSign = 0x80008000u;
+    constexpr uint32_t kCode = 0x81c081c0u, kMantissa = 0x00400040u;
     const uint32_t low = r.scales[chunk][0], high = r.scales[chunk][1];
-    a[0] = multiply_pairs(q & (kMagnitude | kSign), low);
-    a[1] = multiply_pairs((q << 3) & (kMagnitude | kSign), high);
-    a[2] = multiply_pairs(((q << 6) & kMagnitude) | ((q << 1) & kSign), low);
-    a[3] = multiply_pairs(((q >> 3) & kMagnitude) | ((q << 2) & kSign), high);
+    a[0] = multiply_pairs(q & kCode, low);
+    a[1] = multiply_pairs((q << 6) & kCode, high);
+    a[2] = multiply_pairs(__funnelshift_l(q, q, 10) & kCode, low);
+    a[3] = multiply_pairs(((q << 4) & (kCode & ~kMantissa)) | ((q >> 4) & kMantissa), high);
   }
 
  private:

@@ -15,12 +15,15 @@
 
 namespace nibble::cuda {
 
+inline constexpr int kNumCounters = 4096;
+
 // What an operation needs beside its arguments.
 struct Context {
   const Device& device;
   cudaStream_t stream;
   Workspace& workspace;  // of one operation at a time
   const StepView& step;  // of the batch of begin_step()
+  int* counters;         // kNumCounters in the card's memory, zero between operations
 };
 
 struct Grid {

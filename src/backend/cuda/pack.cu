@@ -92,9 +92,8 @@ __device__ Block block_at(const Sources& sources, int row, int column, int cols)
   return {.codes = codes, .scale = e5m3_of(scale & 0x7f)};
 }
 
-__device__ uint32_t code_bits(uint64_t codes, int column, int magnitude_bit, int sign_bit) {
-  const uint32_t code = uint32_t(codes >> (4 * column)) & 15;
-  return (code & 7) << magnitude_bit | (code >> 3) << sign_bit;
+__device__ uint32_t code_at(const Block& block, int column) {
+  return uint32_t(block.codes >> (4 * column)) & 15;
 }
 
 __global__ void pack_nvfp4_kernel(PackTask task, const __grid_constant__ Sources sources) {
@@ -111,10 +110,13 @@ __global__ void pack_nvfp4_kernel(PackTask task, const __grid_constant__ Sources
   for (int j = 0; j < 4; ++j) {
     words[j] = 0;
     for (int odd = 0; odd < 2; ++odd) {
-      const int k = 4 * j + odd;
-      words[j] |= (code_bits(low.codes, k, 6, 15) | code_bits(high.codes, k, 3, 12) |
-                   code_bits(low.codes, k + 2, 0, 14) | code_bits(high.codes, k + 2, 9, 13))
-                  << (16 * odd);
+      const int k = 4 * j + odd, half = 16 * odd, other_half = 16 - half;
+      const uint32_t a0 = code_at(low, k), a1 = code_at(high, k);
+      const uint32_t a2 = code_at(low, k + 2), a3 = code_at(high, k + 2);
+      words[j] |= ((a0 & 7) << 6 | a0 >> 3 << 15) << half;
+      words[j] |= ((a1 & 7) | a1 >> 3 << 9) << half;
+      words[j] |= a2 >> 3 << 5 << half | (a2 & 7) << 12 << other_half;
+      words[j] |= ((a3 & 1) << 10 | (a3 >> 1 & 3) << 3 | a3 >> 3 << 11) << half;
     }
   }
   uint8_t* to = task.data + (int64_t(tile) * w.units + unit) * w.unit_bytes;

@@ -1,0 +1,152 @@
+// The pairs of several rows grouped by expert, each block for itself: a hand-over costs more than
+// that. Device code of experts.
+#pragma once
+
+#include "backend/cuda/experts_work.cuh"
+#include "backend/cuda/stream.cuh"
+#include "base/tensor.h"
+
+namespace nibble::cuda {
+
+__host__ __device__ inline int max_chunks(int pairs, int num_experts) {
+  return min(pairs, num_experts + pairs / kRowGroup);
+}
+
+// Which experts rows take.
+struct RoutedRows {
+  Matrix<int32_t> experts;
+  Matrix<float> weights;
+  int num_experts = 0;
+
+  __device__ int slots() const { return int(experts.cols); }
+  __device__ int pairs() const { return int(experts.rows) * slots(); }
+};
+
+// Up to kRowGroup pairs of one expert, pairs rising; chunks by expert, rising. In shared memory.
+struct Chunks {
+  int* ints = nullptr;  // how many; then experts, numbers of pairs, pairs
+  int max = 0;
+
+  __device__ int& count() const { return ints[0]; }
+  __device__ int& expert(int chunk) const { return ints[1 + chunk]; }
+  __device__ int& columns(int chunk) const { return ints[1 + max + chunk]; }
+  // row * 2^16 + pair
+  __device__ int& row_and_pair(int chunk, int n) const {
+    return ints[1 + 2 * max + chunk * kRowGroup + n];
+  }
+  __device__ int pair(int chunk, int n) const { return row_and_pair(chunk, n) & 0xffff; }
+  __device__ int row(int chunk, int n) const { return row_and_pair(chunk, n) >> 16; }
+  __device__ int* end() const { return ints + 1 + max * (2 + kRowGroup); }
+};
+
+// Of the chunks and, behind them, of what making them takes.
+__host__ __device__ inline int chunk_ints(int pairs, int num_experts) {
+  const int lists = max_chunks(pairs, num_experts) * (2 + kRowGroup);
+  const int groups = (pairs + kWarp - 1) / kWarp;
+  return (1 + lists + 2 * pairs + (groups + 2) * num_experts + 3) / 4 * 4;
+}
+
+// Pairs are counted by groups of a warp's, and placed behind those of earlier groups.
+__device__ inline Chunks make_chunks(const RoutedRows& routed, int* shared) {
+  const int slots = routed.slots(), pairs = routed.pairs(), num_experts = routed.num_experts;
+  const int lane = int(threadIdx.x) % kWarp, threads = int(blockDim.x);
+  const Chunks chunks{shared, max_chunks(pairs, num_experts)};
+  const int groups = (pairs + kWarp - 1) / kWarp;
+  int* ids = chunks.end();
+  int* ranks = ids + pairs;     // in the group, of the expert's
+  int* counts = ranks + pairs;  // [groups, experts]: then of earlier groups
+  int* totals = counts + groups * num_experts;
+  int* bases = totals + num_experts;  // its first chunk
+  for (int i = int(threadIdx.x); i < groups * num_experts; i += threads) counts[i] = 0;
+  __syncthreads();
+  for (int i = int(threadIdx.x); i < groups * kWarp; i += threads) {
+    const int expert = i < pairs ? __ldcg(routed.experts.row(i / slots) + i % slots) : -1;
+    const unsigned same = __match_any_sync(0xffffffffu, expert);
+    if (expert < 0) continue;
+    const int rank = __popc(same & ((1u << lane) - 1));
+    ids[i] = expert, ranks[i] = rank;
+    if (rank == 0) counts[i / kWarp * num_experts + expert] = __popc(same);
+  }
+  __syncthreads();
+  for (int e = int(threadIdx.x); e < num_experts; e += threads) {
+    int total = 0;
+    for (int g = 0; g < groups; ++g) {
+      int& count = counts[g * num_experts + e];
+      const int own = count;
+      count = total, total += own;
+    }
+    totals[e] = total;
+  }
+  __syncthreads();
+  if (int(threadIdx.x) < kWarp) {
+    int total = 0;
+    for (int first = 0; first < num_experts; first += kWarp) {
+      const int e = first + lane;
+      const int own = e < num_experts ? (totals[e] + kRowGroup - 1) / kRowGroup : 0;
+      int sum = own;  // of this lane and those before it
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const int lower = __shfl_up_sync(0xffffffffu, sum, offset);
+        if (lane >= offset) sum += lower;
+      }
+      if (e < num_experts) bases[e] = total + sum - own;
+      total += __shfl_sync(0xffffffffu, sum, kWarp - 1);
+    }
+    if (lane == 0) chunks.count() = total;
+  }
+  __syncthreads();
+  for (int e = int(threadIdx.x); e < num_experts; e += threads) {
+    for (int c = 0; c * kRowGroup < totals[e]; ++c) {
+      chunks.expert(bases[e] + c) = e;
+      chunks.columns(bases[e] + c) = min(kRowGroup, totals[e] - c * kRowGroup);
+    }
+  }
+  for (int i = int(threadIdx.x); i < pairs; i += threads) {
+    const int place = counts[i / kWarp * num_experts + ids[i]] + ranks[i];
+    chunks.row_and_pair(bases[ids[i]] + place / kRowGroup, place % kRowGroup) = i / slots << 16 | i;
+  }
+  __syncthreads();
+  return chunks;
+}
+
+// A block's items: of the line of all chunks' tiles, `together` an item, every `step`-th from
+// `first` on. Segments are chunks.
+struct ChunkItems {
+  struct Cursor {
+    int chunk, tile;
+  };
+
+  Chunks chunks;
+  int first, step;
+  int together;
+  int items_a_chunk;
+
+  __device__ int segment_of(int item) const { return (first + item) / items_a_chunk; }
+  __device__ int segment_begin(int chunk) const { return chunk * items_a_chunk - first; }
+  __device__ Cursor cursor_of(int item) const {
+    item = first + item * step;
+    const int chunk = int(unsigned(item) / unsigned(items_a_chunk));
+    return {chunk, (item - chunk * items_a_chunk) * together};
+  }
+  __device__ Cursor next(Cursor at, int items) const {
+    const int tile = at.tile + items * step * together, tiles = items_a_chunk * together;
+    const int chunks_on = int(unsigned(tile) / unsigned(tiles));
+    return {at.chunk + chunks_on, tile - chunks_on * tiles};
+  }
+  __device__ int matrix(Cursor at) const { return chunks.expert(at.chunk); }
+  __device__ int tile(Cursor at) const { return at.tile; }
+  __device__ int columns(Cursor at) const { return chunks.columns(at.chunk); }
+  __device__ int pair(Cursor at, int n) const { return chunks.pair(at.chunk, n); }
+};
+
+// A block's share of a line of items: as many as others have.
+struct Range {
+  int first, count;
+};
+__device__ __forceinline__ Range range_of_block(int64_t items) {
+  const int block = int(blockIdx.x), blocks = int(gridDim.x);
+  const int first = int(items * block / blocks);
+  return {first, int(items * (block + 1) / blocks) - first};
+}
+
+}  // namespace nibble::cuda
