@@ -36,6 +36,8 @@ CudaBackend::~CudaBackend() {
 
 cuda::Context CudaBackend::context() {
   const cuda::Context context = context_as_is();
+  if (sums_) cuda::combine_slots(context, *sums_);
+  sums_.reset();
   if (norm_) cuda::add_rms_norm(context, *norm_);
   norm_.reset();
   if (store_) cuda::mla_store(context, *store_);
@@ -86,7 +88,7 @@ void* CudaBackend::allocate(size_t bytes) {
 
 void CudaBackend::free(void* memory) {
   if (memory == nullptr) return;
-  if (cudaStreamSynchronize(stream_) != cudaSuccess) norm_.reset(), store_.reset();
+  if (cudaStreamSynchronize(stream_) != cudaSuccess) norm_.reset(), store_.reset(), sums_.reset();
   context();
   cudaStreamSynchronize(stream_);  // on a lost card, too, memory is given back
   replay_.clear();                 // a record may hold its address
@@ -177,9 +179,14 @@ void CudaBackend::embed(const Weight& table, const Batch&, Tensor out) {
 }
 
 void CudaBackend::add_rms_norm(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) {
+  cuda::Norm norm = cuda::norm_of(x, delta, gain, eps, out);
+  norm.arrived = arrived_.as<unsigned>();
+  if (sums_ && cuda::can_add_sums(norm, *sums_)) {
+    norm.delta_sums = *sums_;
+    sums_.reset();
+  }
   context();
-  norm_ = cuda::norm_of(x, delta, gain, eps, out);
-  norm_->arrived = arrived_.as<unsigned>();
+  norm_ = norm;
 }
 
 void CudaBackend::gather_rows(Tensor x, const Batch&, Tensor out) {
@@ -230,7 +237,7 @@ void CudaBackend::route(Tensor x, const Weight& router, const Weight& bias,
 
 void CudaBackend::experts(Tensor x, const Routing& routing, const Weight& gate_up,
                           const Weight& down, Tensor out) {
-  cuda::experts(context(), x, routing, gate_up, down, out);
+  sums_ = cuda::experts(context(), x, routing, gate_up, down, out);
 }
 
 void CudaBackend::sample(Tensor logits, const SampleBatch& rows, SampleResult out) {

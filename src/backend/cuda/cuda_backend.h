@@ -82,6 +82,7 @@ class CudaBackend : public Backend {
   // Held back until the next operation, which may take them into its own kernel.
   std::optional<cuda::Norm> norm_;
   std::optional<cuda::Store> store_;
+  std::optional<cuda::SlotSums> sums_;
   cuda::DeviceMemory arrived_;   // Norm::arrived
   cuda::DeviceMemory counters_;  // Context::counters
   int recorded_generation_ = 0;

@@ -17,8 +17,8 @@ size_t aligned(size_t bytes) {
 }
 
 // A step of at most kMaxTiledRows rows.
-void experts_of_rows(const Context& context, Tensor x, const Routing& routing,
-                     const Weight& gate_up, const Weight& down, Tensor out) {
+std::optional<SlotSums> experts_of_rows(const Context& context, Tensor x, const Routing& routing,
+                                        const Weight& gate_up, const Weight& down, Tensor out) {
   const auto& gates = resident_as<PackedMatrices>(gate_up);
   const auto& downs = resident_as<PackedMatrices>(down);
   const int num_experts = int(gate_up.count);
@@ -26,7 +26,8 @@ void experts_of_rows(const Context& context, Tensor x, const Routing& routing,
   const Results results{out.data, out.stride, out.dtype == DType::kF32, false};
   if (x.rows > kMaxStreamedRows) {
     void* memory = context.workspace.fit(experts_tiles_bytes(x, pairs, gates, downs, num_experts));
-    return experts_tiles(context, x, routing, gates, downs, num_experts, results, memory);
+    experts_tiles(context, x, routing, gates, downs, num_experts, results, memory);
+    return std::nullopt;
   }
   // Columns beyond the width are products of padding rows: zeros.
   const int inner_cols = gates.tiles * kTileRows / 2;
@@ -43,6 +44,7 @@ void experts_of_rows(const Context& context, Tensor x, const Routing& routing,
   }
   const auto stream = x.rows == 1 ? experts_row : experts_stream;
   stream(context, inputs, routing, gates, downs, num_experts, inner, results);
+  return std::nullopt;
 }
 
 }  // namespace
@@ -51,18 +53,21 @@ std::shared_ptr<const void> upload_experts(const Uploads& to, const Weight& host
   return pack_matrices(to, host, /*halves=*/true);
 }
 
-void experts(const Context& context, Tensor x, const Routing& routing, const Weight& gate_up,
-             const Weight& down, Tensor out) {
+std::optional<SlotSums> experts(const Context& context, Tensor x, const Routing& routing,
+                                const Weight& gate_up, const Weight& down, Tensor out) {
   CHECK(gate_up.rows == 2 * down.cols && gate_up.cols == x.cols && down.rows == out.cols &&
             gate_up.count == down.count,
         "%s", gate_up.name.c_str());
+  std::optional<SlotSums> left;
   for (int64_t first = 0; first < x.rows; first += kMaxTiledRows) {
     const int64_t count = std::min<int64_t>(kMaxTiledRows, x.rows - first);
     const Routing part{rows_of(routing.experts, first, count),
                        rows_of(routing.weights, first, count), routing.num_shared};
-    experts_of_rows(context, rows_of(x, first, count), part, gate_up, down,
-                    rows_of(out, first, count));
+    if (left) combine_slots(context, *left);
+    left = experts_of_rows(context, rows_of(x, first, count), part, gate_up, down,
+                           rows_of(out, first, count));
   }
+  return left;
 }
 
 }  // namespace nibble::cuda

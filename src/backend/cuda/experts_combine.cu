@@ -39,17 +39,18 @@ __global__ void __launch_bounds__(kCombineThreads)
 
 }  // namespace
 
-void combine_slots(const Context& context, const Tensor& weights, const float* products,
-                   int outputs, const Results& out, int* counters, int num_counters) {
+void combine_slots(const Context& context, const SlotSums& sums) {
+  const Results& out = sums.out;
   const auto combine = [&]<int kEach>() {
-    launch(context,
-           {.blocks = {blocks_for(outputs, kEach * kCombineThreads), unsigned(weights.rows)},
-            .threads = kCombineThreads},
-           combine_slots_kernel<kEach>, Matrix<const float>(weights), products, outputs, out,
-           counters, num_counters);
+    launch(
+        context,
+        {.blocks = {blocks_for(sums.outputs, kEach * kCombineThreads), unsigned(sums.weights.rows)},
+         .threads = kCombineThreads},
+        combine_slots_kernel<kEach>, Matrix<const float>(sums.weights), sums.products, sums.outputs,
+        out, sums.counters, sums.num_counters);
   };
-  const bool by_four =
-      outputs % 4 == 0 && out.stride % 4 == 0 && reinterpret_cast<uintptr_t>(out.data) % 16 == 0;
+  const bool by_four = sums.outputs % 4 == 0 && out.stride % 4 == 0 &&
+                       reinterpret_cast<uintptr_t>(out.data) % 16 == 0;
   by_four ? combine.operator()<4>() : combine.operator()<1>();
 }
 

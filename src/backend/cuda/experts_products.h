@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend/backend.h"
+#include "backend/cuda/experts.h"
 #include "backend/cuda/products.h"
 
 namespace nibble::cuda {
@@ -18,13 +19,13 @@ void experts_stream(const Context& context, const Activations& x, const Routing&
                     const Activations& inner, const Results& out);
 
 // Faster where it can be had: NVFP4, some rows, and much shared memory. `memory`:
-// experts_sweep_bytes().
+// experts_sweep_bytes(), in which the products stay that are left to add up.
 bool can_sweep_experts(const Context& context, int64_t rows, int64_t pairs,
                        const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts);
 size_t experts_sweep_bytes(int64_t pairs, const PackedMatrices& down);
-void experts_sweep(const Context& context, const Activations& x, const Routing& routing,
-                   const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
-                   const Activations& inner, const Results& out, void* memory);
+SlotSums experts_sweep(const Context& context, const Activations& x, const Routing& routing,
+                       const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
+                       const Activations& inner, const Results& out, void* memory);
 
 // For 1 .. kMaxTiledRows rows. `memory`: experts_tiles_bytes(), which includes all that it needs.
 size_t experts_tiles_bytes(const Tensor& x, int64_t pairs, const PackedMatrices& gate_up,
@@ -32,10 +33,5 @@ size_t experts_tiles_bytes(const Tensor& x, int64_t pairs, const PackedMatrices&
 void experts_tiles(const Context& context, const Tensor& x, const Routing& routing,
                    const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
                    const Results& out, void* memory);
-
-// out[t] = sum over k of weights[t, k] * products[t, k], products [T, k, outputs]. Then the first
-// num_counters of `counters` are zero.
-void combine_slots(const Context& context, const Tensor& weights, const float* products,
-                   int outputs, const Results& out, int* counters = nullptr, int num_counters = 0);
 
 }  // namespace nibble::cuda

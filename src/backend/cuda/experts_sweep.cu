@@ -6,7 +6,7 @@
 //   expert down     the same; the rows of a chunk are brought once all blocks have made them, while
 //   their
 //            part of the matrix is on its way
-//   combine  a kernel of its own: the sum over a row's slots
+//   sums     over a row's slots: left to the next kernel (rows.h)
 //
 // All blocks must be there at once: one a multiprocessor.
 //
@@ -22,8 +22,8 @@ namespace {
 
 using Unit = Nvfp4Unit;
 constexpr int kTiles = 2;  // a warp's at once
-constexpr int kMostWarps =
-    15;  // that multiply; with the one that brings inputs, 128 registers each
+// Of a block, those that multiply: with the one that brings inputs, 128 registers each.
+constexpr int kMostWarps = 15;
 constexpr int kFewestWarps = 8;
 
 using Inputs = StagedInputs<Unit>;
@@ -176,9 +176,9 @@ size_t experts_sweep_bytes(int64_t pairs, const PackedMatrices& down) {
   return size_t(pairs * down.rows) * sizeof(float);
 }
 
-void experts_sweep(const Context& context, const Activations& x, const Routing& routing,
-                   const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
-                   const Activations& inner, const Results& out, void* memory) {
+SlotSums experts_sweep(const Context& context, const Activations& x, const Routing& routing,
+                       const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
+                       const Activations& inner, const Results& out, void* memory) {
   const RoutedRows routed{Matrix<int32_t>(routing.experts), Matrix<float>(routing.weights),
                           num_experts};
   const int64_t pairs = routing.experts.rows * routing.experts.cols;
@@ -191,7 +191,12 @@ void experts_sweep(const Context& context, const Activations& x, const Routing& 
           .threads = (warps + 1) * kWarp,
           .shared_bytes = bytes},
          experts_sweep_kernel, gate_up, x, down, inner, routed, products, context.counters, warps);
-  combine_slots(context, routing.weights, products, down.rows, out, context.counters, int(pairs));
+  return {.weights = routing.weights,
+          .products = products,
+          .outputs = down.rows,
+          .out = out,
+          .counters = context.counters,
+          .num_counters = int(pairs)};
 }
 
 }  // namespace nibble::cuda

@@ -262,7 +262,9 @@ void experts_tiles(const Context& context, const Tensor& x, const Routing& routi
             .shared_bytes = Tiles::kSharedBytes},
            experts_down_tiles_kernel<Tiles>, down, inner_inputs, sorted);
   });
-  combine_slots(context, routing.weights, sorted.products, down.rows, out);
+  combine_slots(
+      context,
+      {.weights = routing.weights, .products = sorted.products, .outputs = down.rows, .out = out});
 }
 
 }  // namespace nibble::cuda

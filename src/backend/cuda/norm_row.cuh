@@ -29,18 +29,18 @@ __device__ __forceinline__ Columns<float> gains_of_thread(const NormRows<X>& nor
 // Gives each thread that has some, 8 columns from 8 threadIdx.x on, the norm's output in v,
 // rounded; leaves v to the others. Stores nothing in x; afterwards x and delta have been read by
 // all threads. In shared memory: sums, kWarp floats a step; added, the row's x + delta where there
-// is a delta.
-template <typename X>
+// is a delta. delta_of(row, column): a thread's columns of delta, called where there is one.
+template <typename X, typename DeltaOf>
 __device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<float>& gains,
                                          int64_t row, float* sums, float* added,
-                                         float (&v)[kLaneColumns]) {
+                                         float (&v)[kLaneColumns], DeltaOf&& delta_of) {
   const int column = int(threadIdx.x) * kLaneColumns, steps = int(norm.x.cols) / kStepColumns;
   const bool has_columns = column < norm.x.cols;
   if (has_columns) {
     Columns<X> values;
     Columns<bf16> delta{};
     values.load(norm.x.row(row) + column);
-    if (norm.delta.data != nullptr) delta.load(norm.delta.row(row) + column);
+    if (norm.delta.data != nullptr) delta = delta_of(row, column);
     unpack(values, v);
     if (norm.delta.data != nullptr) {
       float d[kLaneColumns];
@@ -61,6 +61,17 @@ __device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<
   scale_columns(norm_scale(square, norm.x.cols, norm.eps), gain, v);
 #pragma unroll
   for (int i = 0; i < kLaneColumns; ++i) v[i] = to_float(from_float<bf16>(v[i]));
+}
+
+template <typename X>
+__device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<float>& gains,
+                                         int64_t row, float* sums, float* added,
+                                         float (&v)[kLaneColumns]) {
+  norm_row(norm, gains, row, sums, added, v, [&](int64_t t, int column) {
+    Columns<bf16> delta;
+    delta.load(norm.delta.row(t) + column);
+    return delta;
+  });
 }
 
 // x += delta of a row, from what its threads left in `added`. Only once no other block reads x any

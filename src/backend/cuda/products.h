@@ -29,14 +29,6 @@ struct Activations {
   int rows = 0, cols = 0;
 };
 
-// A matrix of results, F32 or BF16.
-struct Results {
-  void* data = nullptr;
-  int64_t stride = 0;
-  bool is_f32 = true;
-  bool accumulate = false;
-};
-
 // Up to this many rows, products are bound by reading the matrix.
 inline constexpr int kMaxStreamedRows = 64;
 

@@ -242,7 +242,8 @@ void route(const Context& context, Tensor x, const Weight& router, const Weight&
 }
 
 bool can_route_with(const Norm& norm) {
-  return norm.x.dtype == DType::kF32 && norm.x.rows <= kFewRows && is_in_steps(norm);
+  return !norm.delta_sums && norm.x.dtype == DType::kF32 && norm.x.rows <= kFewRows &&
+         is_in_steps(norm);
 }
 
 void norm_and_route(const Context& context, const Norm& norm, const Weight& router,

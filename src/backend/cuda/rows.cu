@@ -51,6 +51,46 @@ __global__ void __launch_bounds__(RowColumns::kSteps* kWarp)
   store_added(norm, t, added);
 }
 
+// The same with the delta's sums made first, and stored.
+template <typename X>
+__global__ void __launch_bounds__(RowColumns::kSteps* kWarp)
+    few_rows_sums_norm_kernel(NormRows<X> norm, Matrix<const float> weights, const float* products,
+                              Matrix<bf16> delta, int* counters, int num_counters) {
+  __shared__ float sums[RowColumns::kSteps * kWarp];
+  __shared__ __align__(16) float added[RowColumns::kColumns];
+  let_successor_begin();
+  const int64_t t = blockIdx.x, column = int64_t(threadIdx.x) * kLaneColumns;
+  const Columns<float> gains = gains_of_thread(norm);
+  wait_for_predecessor();
+  if (t == 0) {
+    for (int i = int(threadIdx.x); i < num_counters; i += int(blockDim.x)) counters[i] = 0;
+  }
+  float v[kLaneColumns];
+  norm_row(norm, gains, t, sums, added, v, [&](int64_t row, int first) {
+    const int slots = int(weights.cols);
+    const float* from = products + row * slots * norm.x.cols + first;
+    float sum[kLaneColumns] = {}, product[kLaneColumns];
+#pragma unroll 5
+    for (int k = 0; k < slots; ++k) {
+      const float weight = __ldcg(weights.row(row) + k);
+      Columns<float> columns;
+      columns.load(from + k * norm.x.cols);
+      unpack(columns, product);
+#pragma unroll
+      for (int i = 0; i < kLaneColumns; ++i) sum[i] = fmaf(weight, product[i], sum[i]);
+    }
+    store_columns(sum, first, norm.x.cols, delta.row(row));
+    __align__(16) bf16 rounded[kLaneColumns];
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; ++i) rounded[i] = from_float<bf16>(sum[i]);
+    Columns<bf16> own;
+    own.load(rounded);
+    return own;
+  });
+  if (column < norm.x.cols) store_columns(v, column, norm.x.cols, norm.out.row(t));
+  store_added(norm, t, added);
+}
+
 // Loads come first, all of them: a load does not pass a store that may be to the same place.
 template <typename X>
 __global__ void __launch_bounds__(kNormWarps* kWarp)
@@ -161,7 +201,8 @@ void embed(const Context& context, const Weight& table, Tensor out) {
 
 Norm norm_of(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out) {
   CHECK(gain.cols == x.cols && out.cols == x.cols && out.rows == x.rows, "%s", gain.name.c_str());
-  return {x, delta, resident_as<DeviceRows>(gain).data, eps, out};
+  return {
+      .x = x, .delta = delta, .gain = resident_as<DeviceRows>(gain).data, .eps = eps, .out = out};
 }
 
 bool is_in_steps(const Norm& norm) {
@@ -173,10 +214,27 @@ bool is_in_steps(const Norm& norm) {
          is_aligned(norm.x) && is_aligned(norm.delta) && is_aligned(norm.out);
 }
 
+bool can_add_sums(const Norm& norm, const SlotSums& sums) {
+  return norm.delta.data == sums.out.data && norm.delta.stride == sums.out.stride &&
+         norm.delta.rows == sums.weights.rows && norm.delta.cols == sums.outputs &&
+         norm.delta.dtype == DType::kBF16 && !sums.out.is_f32 && norm.x.dtype == DType::kF32 &&
+         norm.x.rows <= kFewRows && is_in_steps(norm);
+}
+
 void add_rms_norm(const Context& context, const Norm& norm) {
   const Grid grid{.blocks = {blocks_for(norm.x.rows, kNormWarps)}, .threads = kNormWarps * kWarp};
   const DType delta = norm.delta.data == nullptr ? DType::kBF16 : norm.delta.dtype;
   CHECK(delta == DType::kBF16 && norm.out.dtype == DType::kBF16);
+  if (norm.delta_sums) {
+    const SlotSums& sums = *norm.delta_sums;
+    return launch(context,
+                  {.blocks = {unsigned(norm.x.rows)}, .threads = RowColumns::kSteps * kWarp},
+                  few_rows_sums_norm_kernel<float>,
+                  NormRows<float>{Matrix<float>(norm.x), Matrix<const bf16>(norm.delta), norm.gain,
+                                  norm.eps, Matrix<bf16>(norm.out)},
+                  Matrix<const float>(sums.weights), sums.products, Matrix<bf16>(norm.delta),
+                  sums.counters, sums.num_counters);
+  }
   with_activation(norm.x.dtype, [&]<typename X>(X) {
     const bool adds_to_bf16 = norm.delta.data != nullptr && norm.x.dtype != DType::kF32;
     if (norm.x.rows <= kFewRows && is_in_steps(norm) && !adds_to_bf16) {

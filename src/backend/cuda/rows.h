@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "backend/cuda/launch.h"
 #include "backend/cuda/weights.h"
@@ -17,6 +18,25 @@ std::shared_ptr<const void> upload_table(const Uploads& to, const Weight& host, 
 // out[t] = table[token t of the step]; out F32
 void embed(const Context& context, const Weight& table, Tensor out);
 
+// A matrix of results, F32 or BF16.
+struct Results {
+  void* data = nullptr;
+  int64_t stride = 0;
+  bool is_f32 = true;
+  bool accumulate = false;
+};
+
+// out[t] = sum over k of weights[t, k] * products[t, k]: what experts() may leave to be done. Then
+// the first num_counters of `counters` are zero.
+struct SlotSums {
+  Tensor weights{};                 // [T, k] F32
+  const float* products = nullptr;  // [T, k, outputs], in the workspace
+  int outputs = 0;
+  Results out{};
+  int* counters = nullptr;
+  int num_counters = 0;
+};
+
 // x += delta (when delta.data); out = x / sqrt(mean(x^2) + eps) * gain
 struct Norm {
   Tensor x{}, delta{};
@@ -26,10 +46,13 @@ struct Norm {
   // How many blocks have read x, for a kernel in which several make the norm of one row; 0 between
   // launches.
   unsigned* arrived = nullptr;
+  std::optional<SlotSums> delta_sums{};  // to be made first, into delta
 };
 Norm norm_of(Tensor x, Tensor delta, const Weight& gain, float eps, Tensor out);
 // Whether rows are aligned and of whole steps of 256 columns, eight at most.
 bool is_in_steps(const Norm& norm);
+// Whether the norm, not yet with any, can take the sums along.
+bool can_add_sums(const Norm& norm, const SlotSums& sums);
 void add_rms_norm(const Context& context, const Norm& norm);
 
 // out[i] = x[logit row i of the step]

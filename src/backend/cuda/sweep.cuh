@@ -30,7 +30,7 @@ inline constexpr int kMaxSweepWarps = 24;
 // kTiles: at once.
 template <typename Unit, int kTiles>
 struct SweepShape {
-  static constexpr int kStages = Unit::kProducts == 1 ? 4 : 2;
+  static constexpr int kStages = Unit::kProducts == 1 && kTiles == 1 ? 4 : 2;  // more are no faster
   static constexpr int kStageBytes = kTiles * Unit::kBytes;
   static constexpr int kRingBytes = kStages * kStageBytes;
   static constexpr int kTotalsBytes = kTiles * kWarp * int(sizeof(float4));
@@ -123,7 +123,7 @@ class StagedInputs {
   }
 
  private:
-  static constexpr int kBarrierBytes = 32;
+  static constexpr int kBarrierBytes = 128;
   static_assert(kBuffers == 2);
 
   // 16 bytes more than the columns: the lanes of a load meet all banks.
