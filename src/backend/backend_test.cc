@@ -441,6 +441,37 @@ TEST_P(BackendTest, Experts) {
   }
 }
 
+// A backend may leave part of the experts to the norm that adds their output to the stream.
+TEST_P(BackendTest, NormAfterExpertsIsTheNormOfTheirOutput) {
+  for (const ExpertsCase& c : {ExpertsCase{40, 16, 4, 256, 64, Format::kNvfp4},
+                               ExpertsCase{64, 5, 3, 512, 80, Format::kNvfp4}}) {
+    const Weight gate_up = backend_->upload(random_weight(
+        "gate_up", Use::kGatedExperts, c.format, c.num_experts, 2 * c.width, c.hidden, random_));
+    const Weight down = backend_->upload(
+        random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden, c.width, random_));
+    const Weight gain =
+        backend_->upload(random_weight("g", Use::kVector, Format::kBF16, 1, 1, c.hidden, random_));
+    const ExpertsInput input = random_experts_input(c, activation_, random_);
+    const auto stream = random_floats(c.rows * c.hidden, random_);
+    DeviceMatrix x(*backend_, c.rows, c.hidden, input.x, activation_);
+    DeviceMatrix ids(*backend_, c.rows, c.top_k, DType::kI32);
+    backend_->write(ids.tensor().data, input.experts.data(),
+                    input.experts.size() * sizeof(int32_t));
+    DeviceMatrix weights(*backend_, c.rows, c.top_k, input.weights);
+    const auto run = [&](bool at_once) {
+      DeviceMatrix residual(*backend_, c.rows, c.hidden, stream);
+      DeviceMatrix out(*backend_, c.rows, c.hidden, activation_);
+      DeviceMatrix norm(*backend_, c.rows, c.hidden, activation_);
+      backend_->experts(x.tensor(), {ids.tensor(), weights.tensor()}, gate_up, down, out.tensor());
+      if (!at_once) out.floats();
+      backend_->add_rms_norm(residual.tensor(), out.tensor(), gain, 1e-5f, norm.tensor());
+      return std::vector{norm.floats(), residual.floats(), out.floats()};
+    };
+    EXPECT_EQ(run(true), run(false));
+    EXPECT_EQ(run(true), run(true));  // nothing is left over from the one before
+  }
+}
+
 TEST_P(BackendTest, ReplayRunsTheStep) {
   int calls = 0;
   backend_->replay(1, [&] { ++calls; });

@@ -4,7 +4,10 @@
 //   gate_up  an item = a chunk of an expert's rows x a tile
 //   down     a block = a tile of outputs, for all chunks; then the sum over a row's slots
 //
-// FIGURES
+// For NVFP4 and more rows experts_sweep.cu is faster, where a block has the memory.
+//
+// Hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3: 8 rows 57.5 us, 73 % of 3.1 TB/s.
+// Nearly half of a warp's time is waiting for its inputs, which come from L2 for every tile.
 #include <algorithm>
 #include <climits>
 

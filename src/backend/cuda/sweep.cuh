@@ -63,7 +63,7 @@ class StagedInputs {
     if (threadIdx.x == 0) {
       for (int i = 0; i < kBuffers; ++i) {
         start_barrier(arrived_ + i, kWarp);
-        start_barrier(left_ + i, warps);
+        start_barrier(left_ + i, warps * kWarp);
       }
     }
   }
@@ -114,11 +114,7 @@ class StagedInputs {
   }
   // The next `count` segments have ended for this warp.
   __device__ __forceinline__ void leave(int count) {
-    __syncwarp();
-    for (int i = 0; i < count; ++i) {
-      const int buffer = wait_for(i);
-      if (int(threadIdx.x) % kWarp == 0) arrive_at(left_ + buffer);
-    }
+    for (int i = 0; i < count; ++i) arrive_at(left_ + wait_for(i));
     pass(count);
   }
 
