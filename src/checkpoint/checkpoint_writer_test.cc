@@ -79,6 +79,18 @@ TEST_F(CheckpointWriterTest, WhatWasKeptCanBeResumed) {
   expect_written(Checkpoint::open(target()));
 }
 
+TEST_F(CheckpointWriterTest, WhatHadNotBegunIsMadeAfresh) {
+  const auto partial = partial_folder_of(target());
+  std::filesystem::create_directories(partial);
+  EXPECT_ERROR(CheckpointWriter(target(), plan(), {.resume = true}), "nothing to go on with");
+  std::ofstream(partial / "model.safetensors") << std::string(8, '\0') << "{\"half\": ";
+  EXPECT_ERROR(CheckpointWriter(target(), plan(), {.resume = true}), "other options");
+  CheckpointWriter writer(target(), plan(), {.resume = true, .begun = false});
+  write_all(writer);
+  writer.finish();
+  expect_written(Checkpoint::open(target()));
+}
+
 TEST_F(CheckpointWriterTest, ResumingNothingIsAnError) {
   EXPECT_ERROR(CheckpointWriter(target(), plan(), {.resume = true}), "nothing to go on with");
 }

@@ -61,7 +61,9 @@ class PruneRun {
   std::vector<PrunedLayer> run() {
     writer_ = std::make_unique<CheckpointWriter>(
         options_.target, tensors_,
-        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
+        CheckpointWriter::Options{.file_bytes = options_.file_bytes,
+                                  .resume = options_.resume,
+                                  .begun = Journal::is_in(partial_folder_of(options_.target))});
     LayerRunner& runner = job_.make_runner(config_, weights_);
     const nlohmann::json settings = {
         {"source", std::filesystem::absolute(options_.source).string()},

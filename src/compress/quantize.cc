@@ -7,6 +7,7 @@
 #include "base/numbers.h"
 #include "compress/disk_layout.h"
 #include "compress/journal.h"
+#include "compress/quantized_stack.h"
 #include "compress/round_to_nearest.h"
 #include "compress/source_folder.h"
 
@@ -56,12 +57,14 @@ class QuantizeRun {
     return estimate;
   }
 
-  QuantizeReport run() {
+  QuantizeReport run(ThreadPool& pool) {
     check_is_new(options_.target);
     spend_budget();
     writer_ = std::make_unique<CheckpointWriter>(
         options_.target, tensors_,
-        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
+        CheckpointWriter::Options{.file_bytes = options_.file_bytes,
+                                  .resume = options_.resume,
+                                  .begun = Journal::is_in(partial_folder_of(options_.target))});
     auto encoder = job_.make_encoder(recipe_, config_, weights_);
     Journal journal(*writer_, settings_of(options_, recipe_), options_.resume);
     if (recipe_.calibrates()) {
@@ -74,8 +77,9 @@ class QuantizeRun {
       pass_layers(*encoder, done);
     } else {
       copy_tensors();
-      write_single(recipe_.embedding,
-                   [&](auto& planned) { return encoder->encode_embedding(planned); });
+      recipe_.for_each(
+          [&](const PlannedGroup& planned) { write_placeholders(recipe_, planned, *writer_); });
+      encoder->embed(write_single(recipe_.embedding, pool));
     }
     for (int l = done; l < config_.num_layers; ++l) {
       progress(l);
@@ -83,7 +87,7 @@ class QuantizeRun {
       layers_.back().layer = l;
       journal.add_layer(to_json(layers_.back()));
     }
-    write_single(recipe_.lm_head, [&](auto& planned) { return encoder->encode_head(planned); });
+    write_single(recipe_.lm_head, pool);
     progress(config_.num_layers);
     const QuantizeReport report{.label = recipe_.label(),
                                 .layers = layers_,
@@ -126,14 +130,23 @@ class QuantizeRun {
     }
   }
 
-  template <typename Encode>
-  void write_single(const PlannedGroup& planned, Encode&& encode) {
+  void write_group(const PlannedGroup& planned, Encoded& encoded) {
+    encoded.tensor_scale = stored_tensor_scale(recipe_, planned, encoded.tensor_scale);
+    write_encoded(recipe_, planned, encoded, *writer_);
+  }
+
+  // Embedding or head: rounded to nearest by all recipes. Gives the values of what is stored.
+  Weight write_single(const PlannedGroup& planned, ThreadPool& pool) {
+    weights_done_ += planned.group.rows * planned.group.cols;
     if (planned.precision == Precision::kKept) {
       write_stored(recipe_, planned, *writer_);
-    } else {
-      write_encoded(recipe_, planned, encode(planned), *writer_);
+      return *planned.weight;
     }
-    weights_done_ += planned.group.rows * planned.group.cols;
+    Encoded encoded = round_to_nearest(*planned.weight, planned.group, planned.precision, pool);
+    write_group(planned, encoded);
+    QuantizedStack stack(*planned.weight);
+    stack.add(planned.group, std::move(encoded));
+    return stack.take({&planned});
   }
 
   LayerReport encode_layer(LayerEncoder& encoder, const std::vector<PlannedGroup>& layer) {
@@ -141,10 +154,8 @@ class QuantizeRun {
       if (planned.precision == Precision::kKept) write_stored(recipe_, planned, *writer_);
     }
     const LayerEncoder::Emit emit{
-        .group =
-            [&](const PlannedGroup& planned, const Encoded& encoded) {
-              write_encoded(recipe_, planned, encoded, *writer_);
-            },
+        .group = [&](const PlannedGroup& planned,
+                     Encoded& encoded) { write_group(planned, encoded); },
         .vector = [&](const Weight& norm,
                       const std::vector<float>& values) { write_vector(norm, values); }};
     LayerReport report = encoder.encode_layer(layer, emit);
@@ -168,6 +179,7 @@ class QuantizeRun {
     config.quantization = {};
     const GlmWeights written =
         GlmWeights::load(Checkpoint::open(writer_->partial_folder()), config);
+    encoder.embed(written.embedding);
     for (int l = 0; l < done; ++l) {
       progress(l);
       encoder.pass_layer(l, written.layers[size_t(l)]);
@@ -233,7 +245,7 @@ class NearestEncoder : public LayerEncoder {
     LayerReport report;
     for (const PlannedGroup& planned : layer) {
       if (planned.precision == Precision::kKept) continue;
-      const Encoded encoded = encode(planned);
+      Encoded encoded = round_to_nearest(*planned.weight, planned.group, planned.precision, pool_);
       report.groups.push_back({.name = planned.group.name(),
                                .precision = planned.precision,
                                .error = weight_error(planned, encoded)});
@@ -242,14 +254,9 @@ class NearestEncoder : public LayerEncoder {
     return report;
   }
   void pass_layer(int, const GlmLayer&) override {}
-  Encoded encode_embedding(const PlannedGroup& embedding) override { return encode(embedding); }
-  Encoded encode_head(const PlannedGroup& head) override { return encode(head); }
+  void embed(const Weight&) override {}
 
  private:
-  Encoded encode(const PlannedGroup& planned) {
-    return round_to_nearest(*planned.weight, planned.group, planned.precision, pool_);
-  }
-
   double weight_error(const PlannedGroup& planned, const Encoded& encoded) {
     const size_t cols = size_t(encoded.cols);
     std::vector<double> change(size_t(pool_.size())), value(size_t(pool_.size()));
@@ -277,8 +284,8 @@ class NearestEncoder : public LayerEncoder {
 
 }  // namespace
 
-QuantizeReport QuantizeJob::run() {
-  return QuantizeRun(*this).run();
+QuantizeReport QuantizeJob::run(ThreadPool& pool) {
+  return QuantizeRun(*this).run(pool);
 }
 
 RunEstimate QuantizeJob::estimate(const CalibrationTokens* tokens) {
