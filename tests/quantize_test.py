@@ -14,6 +14,8 @@ from server_process import ROOT
 
 POCKET = ROOT / "models" / "pocket"
 LAYERS = 6  # of the pocket model; what follows is its MTP layer
+CALIBRATION = POCKET / "eval" / "calibration.jsonl"
+FEW = ["--samples", 8]  # what is tested does not depend on quality
 
 
 def run(nibble, *arguments):
@@ -102,7 +104,7 @@ def test_wrong_flags_are_named(nibble, tmp_path, flags, message):
 def changed_model(folder, change):
     """A copy of the pocket model whose tensors' bytes `change(name, bytes)` may replace or (None) drop."""
     folder.mkdir()
-    for path in POCKET.glob("*.json"):
+    for path in [*POCKET.glob("*.json"), POCKET / "chat_template.jinja"]:
         if "index" not in path.name and "goldens" not in path.name:
             shutil.copy(path, folder)
     for path in sorted(POCKET.glob("model*.safetensors")):
@@ -126,10 +128,16 @@ def changed_model(folder, change):
 LINEAR = "model.layers.2.self_attn.q_b_proj"
 
 
+LINEAR_WEIGHT, COPIED_WEIGHT = LINEAR + ".weight", "model.layers.3.mlp.gate.weight"
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "best"])
+@pytest.mark.parametrize("name", [LINEAR_WEIGHT, COPIED_WEIGHT])
 @pytest.mark.parametrize("value, bits", [("NaN", b"\xc0\x7f"), ("infinity", b"\x80\x7f")])
-def test_weights_that_are_not_finite_are_named(nibble, tmp_path, value, bits):
-    broken = changed_model(tmp_path / "broken", lambda k, b: bits + b[2:] if k == LINEAR + ".weight" else b)
-    assert LINEAR in expect_error(nibble, broken, tmp_path / "made", "--recipe", "rtn")
+def test_weights_that_are_not_finite_are_named(nibble, tmp_path, recipe, name, value, bits):
+    broken = changed_model(tmp_path / "broken", lambda k, b: bits + b[2:] if k == name else b)
+    flags = ["--recipe", recipe, "--calibration", CALIBRATION, *FEW]
+    assert name + ": has a NaN or an infinity" in expect_error(nibble, broken, tmp_path / "made", *flags)
     assert not list(tmp_path.glob("made*"))
 
 
@@ -144,10 +152,6 @@ def test_zero_tensor_is_written_with_scales_of_one(nibble, tmp_path):
     made = reference.tensors_of(tmp_path / "made")
     assert made[LINEAR + ".weight_scale_2"] == 1
     assert (made[LINEAR + ".weight_scale"] == 0x38).all() and not made[LINEAR + ".weight"].any()
-
-
-CALIBRATION = POCKET / "eval" / "calibration.jsonl"
-FEW = ["--samples", 8]  # what is tested does not depend on quality
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,9 @@ int64_t total_bytes(const std::vector<TensorPlan>& tensors) {
 
 void check_is_new(const fs::path& folder) {
   std::error_code ignored;
-  if (fs::exists(folder, ignored)) {
+  if (folder.empty()) throw Error("the name of the folder to make is empty");
+  const fs::path plain = folder.has_filename() ? folder : folder.parent_path();
+  if (fs::exists(fs::symlink_status(plain, ignored))) {
     throw Error(folder.string() + ": is there already; name a new folder");
   }
 }

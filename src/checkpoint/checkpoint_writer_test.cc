@@ -45,6 +45,9 @@ TEST_F(CheckpointWriterTest, AppearsWhenComplete) {
   EXPECT_FALSE(std::filesystem::exists(partial_folder_of(target())));
   EXPECT_TRUE(std::filesystem::exists(target() / "config.json"));
   EXPECT_ERROR(CheckpointWriter(target() / "", plan(), {}), "is there already");
+  std::filesystem::create_symlink(folder_ / "nowhere", folder_ / "link");
+  EXPECT_ERROR(CheckpointWriter(folder_ / "link", plan(), {}), "is there already");
+  EXPECT_ERROR(CheckpointWriter("", plan(), {}), "is empty");
 }
 
 TEST_F(CheckpointWriterTest, FilesTakeWhatFits) {

@@ -71,6 +71,7 @@ class PruneRun {
         {"calibration", options_.calibration_key}};
     Journal journal(*writer_, settings, options_.resume);
     const int done = int(journal.layers().size());
+    check_finite(checkpoint_, {}, pool_);
     if (done == 0) copy_tensors();
     writer_->keep();
     runner.embed(nullptr);

@@ -28,6 +28,13 @@ nlohmann::json settings_of(const QuantizeOptions& o, const Recipe& recipe) {
           {"calibration", o.calibration_key}};
 }
 
+// The tensors of the source that a group may be made of.
+std::vector<std::string> names_of(const PlannedGroup& planned) {
+  std::vector<std::string> names = {planned.weight->name};  // packed experts
+  for (const Linear& linear : planned.group.linears) names.push_back(linear.name + ".weight");
+  return names;
+}
+
 class QuantizeRun {
  public:
   explicit QuantizeRun(QuantizeJob& job)
@@ -67,10 +74,8 @@ class QuantizeRun {
                                   .begun = Journal::is_in(partial_folder_of(options_.target))});
     auto encoder = job_.make_encoder(recipe_, config_, weights_);
     Journal journal(*writer_, settings_of(options_, recipe_), options_.resume);
-    if (recipe_.calibrates()) {
-      check_weights();
-      writer_->keep();
-    }
+    check_weights(pool);
+    if (recipe_.calibrates()) writer_->keep();
     const int done = int(journal.layers().size());
     for (const auto& layer : journal.layers()) layers_.push_back(layer_report_of(layer));
     if (done > 0) {
@@ -107,8 +112,7 @@ class QuantizeRun {
     copied_.clear();
     weights_total_ = 0;
     recipe_.for_each([&](const PlannedGroup& planned) {
-      for (const Linear& linear : planned.group.linears) replaced.insert(linear.name + ".weight");
-      replaced.insert(planned.weight->name);  // packed experts
+      for (const std::string& name : names_of(planned)) replaced.insert(name);
     });
     for (const auto& [name, tensor] : checkpoint_.tensors()) {
       if (replaced.contains(name)) continue;
@@ -189,21 +193,17 @@ class QuantizeRun {
     }
   }
 
-  // Calibration takes long: what it would stumble over later is found at once.
-  void check_weights() {
-    std::vector<float> row;
-    recipe_.for_each([&](const PlannedGroup& planned) {
-      if (planned.precision == Precision::kKept) return;
-      row.resize(size_t(planned.group.cols));
-      int64_t first = 0;
-      for (const Linear& linear : planned.group.linears) {
-        for (int64_t r = 0; r < linear.rows; ++r) {
-          decode_rows(*planned.weight, planned.group, first + r, 1, row.data());
-          checked_amax(linear.name, row.data(), 1, planned.group.cols);
-        }
-        first += linear.rows;
-      }
-    });
+  // Calibration takes long: what it would stumble over later is found at once. Without it the
+  // linears are checked when their time comes, as they are read only then.
+  void check_weights(ThreadPool& pool) {
+    std::set<std::string> later;
+    if (!recipe_.calibrates()) {
+      recipe_.for_each([&](const PlannedGroup& planned) {
+        if (planned.precision == Precision::kKept) return;
+        for (const std::string& name : names_of(planned)) later.insert(name);
+      });
+    }
+    check_finite(checkpoint_, later, pool);
   }
 
   void write_files(const QuantizeReport& report) {
