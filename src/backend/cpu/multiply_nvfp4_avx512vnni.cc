@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cpu/dot_bytes.h"
 #include "backend/cpu/intrinsics.h"
 
 #if defined(__clang__)
@@ -76,8 +77,8 @@ inline __m512i sum_group(const Factors& w, const uint8_t* x, int g) {
   __m512i low = set_word(x + 2 * kSplitColumns + g * 4);
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    high = _mm512_dpbusd_epi32(high, w.bytes[i], set_word(x + g * 16 + i * 4));
-    low = _mm512_dpbusd_epi32(low, w.bytes[i], set_word(x + kSplitColumns + g * 16 + i * 4));
+    high = add_dot_bytes(high, w.bytes[i], x + g * 16 + i * 4);
+    low = add_dot_bytes(low, w.bytes[i], x + kSplitColumns + g * 16 + i * 4);
   }
   return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
 }
