@@ -1,6 +1,7 @@
 """`nibble quantize`: bytes against an independent implementation, what a folder contains, and bad input."""
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -13,6 +14,8 @@ from server_process import ROOT
 
 POCKET = ROOT / "models" / "pocket"
 LAYERS = 6  # of the pocket model; what follows is its MTP layer
+CALIBRATION = POCKET / "eval" / "calibration.jsonl"
+FEW = ["--samples", 8]  # what is tested does not depend on quality
 
 
 def run(nibble, *arguments):
@@ -101,7 +104,7 @@ def test_wrong_flags_are_named(nibble, tmp_path, flags, message):
 def changed_model(folder, change):
     """A copy of the pocket model whose tensors' bytes `change(name, bytes)` may replace or (None) drop."""
     folder.mkdir()
-    for path in POCKET.glob("*.json"):
+    for path in [*POCKET.glob("*.json"), POCKET / "chat_template.jinja"]:
         if "index" not in path.name and "goldens" not in path.name:
             shutil.copy(path, folder)
     for path in sorted(POCKET.glob("model*.safetensors")):
@@ -125,10 +128,16 @@ def changed_model(folder, change):
 LINEAR = "model.layers.2.self_attn.q_b_proj"
 
 
+LINEAR_WEIGHT, COPIED_WEIGHT = LINEAR + ".weight", "model.layers.3.mlp.gate.weight"
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "best"])
+@pytest.mark.parametrize("name", [LINEAR_WEIGHT, COPIED_WEIGHT])
 @pytest.mark.parametrize("value, bits", [("NaN", b"\xc0\x7f"), ("infinity", b"\x80\x7f")])
-def test_weights_that_are_not_finite_are_named(nibble, tmp_path, value, bits):
-    broken = changed_model(tmp_path / "broken", lambda k, b: bits + b[2:] if k == LINEAR + ".weight" else b)
-    assert LINEAR in expect_error(nibble, broken, tmp_path / "made", "--recipe", "rtn")
+def test_weights_that_are_not_finite_are_named(nibble, tmp_path, recipe, name, value, bits):
+    broken = changed_model(tmp_path / "broken", lambda k, b: bits + b[2:] if k == name else b)
+    flags = ["--recipe", recipe, "--calibration", CALIBRATION, *FEW]
+    assert name + ": has a NaN or an infinity" in expect_error(nibble, broken, tmp_path / "made", *flags)
     assert not list(tmp_path.glob("made*"))
 
 
@@ -143,10 +152,6 @@ def test_zero_tensor_is_written_with_scales_of_one(nibble, tmp_path):
     made = reference.tensors_of(tmp_path / "made")
     assert made[LINEAR + ".weight_scale_2"] == 1
     assert (made[LINEAR + ".weight_scale"] == 0x38).all() and not made[LINEAR + ".weight"].any()
-
-
-CALIBRATION = POCKET / "eval" / "calibration.jsonl"
-FEW = ["--samples", 8]  # what is tested does not depend on quality
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +186,18 @@ def test_linears_of_one_input_share_their_scales(best):
                 assert made[scale] == made[scale.replace(one, other)]
 
 
-def test_killed_run_resumes_to_the_same_bytes(nibble, best, tmp_path):
-    target = tmp_path / "made"
-    command = [str(nibble), "quantize", str(POCKET), str(target), *map(str, FEW)]
+RECIPES = {
+    "best": [],
+    "all of it": ["--format", "compressed-tensors", "--embed", "nvfp4", "--lm-head", "nvfp4"],
+    "awq-lite": ["--recipe", "awq-lite"],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_run_resumes_to_the_same_bytes(nibble, tmp_path, recipe):
+    whole, target, flags = tmp_path / "whole", tmp_path / "made", [*FEW, *RECIPES[recipe]]
+    assert run(nibble, POCKET, whole, *flags).returncode == 0
+    command = [str(nibble), "quantize", str(POCKET), str(target), *map(str, flags)]
     journal = tmp_path / "made.partial" / "progress.json"
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while killed.poll() is None and not journal.exists():
@@ -191,12 +205,18 @@ def test_killed_run_resumes_to_the_same_bytes(nibble, best, tmp_path):
     killed.kill()
     killed.wait()
     assert not target.exists() and journal.exists()
-    assert "--resume" in expect_error(nibble, POCKET, target, *FEW)
-    assert "needs the model and options" in expect_error(nibble, POCKET, target, "--samples", 9, "--resume")
-    assert run(nibble, POCKET, target, *FEW, "--resume").returncode == 0
-    for path in best.iterdir():
+    assert "--resume" in expect_error(nibble, POCKET, target, *flags)
+    assert "needs the model and options" in expect_error(nibble, POCKET, target, *RECIPES[recipe], "--samples", 9, "--resume")
+    assert run(nibble, POCKET, target, *flags, "--resume").returncode == 0
+    for path in whole.iterdir():
         assert (target / path.name).read_bytes() == path.read_bytes(), path.name
-    assert len(list(target.iterdir())) == len(list(best.iterdir()))
+    assert len(list(target.iterdir())) == len(list(whole.iterdir()))
+
+
+def test_run_killed_before_its_first_layer_is_resumed(nibble, rtn, tmp_path):
+    (tmp_path / "made.partial").mkdir()
+    assert run(nibble, POCKET, tmp_path / "made", "--recipe", "rtn", "--resume").returncode == 0
+    assert (tmp_path / "made" / "model.safetensors").read_bytes() == (rtn / "model.safetensors").read_bytes()
 
 
 def test_spilling_changes_nothing(nibble, best, tmp_path):
@@ -239,9 +259,16 @@ def test_compressed_tensors_stores_reciprocal_scales(nibble, rtn, tmp_path):
     made, modelopt = reference.tensors_of(tmp_path / "made"), reference.tensors_of(rtn)
     assert np.array_equal(made[LINEAR + ".weight_packed"], modelopt[LINEAR + ".weight"])
     assert np.array_equal(made[LINEAR + ".weight_scale"], modelopt[LINEAR + ".weight_scale"])
-    assert np.isclose(made[LINEAR + ".weight_global_scale"][0] * modelopt[LINEAR + ".weight_scale_2"], 1, rtol=1e-6)
+    reciprocal, blocks = made[LINEAR + ".weight_global_scale"][0], reference.e4m3_values()
+    assert np.isclose(reciprocal * modelopt[LINEAR + ".weight_scale_2"], 1, rtol=2e-4)
+    assert np.array_equal(blocks / reciprocal, blocks * (np.float32(1) / reciprocal))  # both ways of reading
     config = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compressed-tensors" and config["format"] == "nvfp4-pack-quantized"
+    for name, array in made.items():  # as compressed-tensors matches: whole names and regular expressions
+        module, _, part = name.rpartition(".")
+        if array.ndim == 2 and part.startswith("weight") and part != "weight_scale":
+            left = any(module == x or (x.startswith("re:") and re.match(x[3:], module)) for x in config["ignore"])
+            assert left == (part == "weight"), name
 
 
 def test_excluded_linears_stay_as_they_are(nibble, source, tmp_path):

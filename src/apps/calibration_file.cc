@@ -54,7 +54,7 @@ std::vector<std::vector<int32_t>> load_calibration(const fs::path& folder,
     throw Error(folder.string() + ": has no chat template, which calibration text needs");
   }
   std::ifstream lines(path);
-  if (!lines) throw Error("--calibration " + path + ": cannot be read");
+  if (!lines || fs::is_directory(path)) throw Error("--calibration " + path + ": cannot be read");
   std::vector<std::vector<int32_t>> samples;
   std::string line;
   int left_out = 0;

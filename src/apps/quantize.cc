@@ -160,7 +160,7 @@ int quantize(const QuantizeFlags& flags) {
     }
     line.show(text);
   };
-  const QuantizeReport report = job.run();
+  const QuantizeReport report = job.run(pool);
   print_report(report, flags.quantize.target.string(), seconds_since(start));
   return 0;
 }

@@ -21,6 +21,8 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
+constexpr int64_t kLengthBytes = 8;  // of a header, before it
+
 [[noreturn]] void fail(const fs::path& path, const std::string& what) {
   throw Error(path.string() + ": " + what + ": " + std::strerror(errno));
 }
@@ -76,7 +78,9 @@ int64_t total_bytes(const std::vector<TensorPlan>& tensors) {
 
 void check_is_new(const fs::path& folder) {
   std::error_code ignored;
-  if (fs::exists(folder, ignored)) {
+  if (folder.empty()) throw Error("the name of the folder to make is empty");
+  const fs::path plain = folder.has_filename() ? folder : folder.parent_path();
+  if (fs::exists(fs::symlink_status(plain, ignored))) {
     throw Error(folder.string() + ": is there already; name a new folder");
   }
 }
@@ -95,7 +99,7 @@ CheckpointWriter::CheckpointWriter(fs::path folder, std::vector<TensorPlan> tens
   lay_out(tensors, options.file_bytes);
   try {
     if (options.resume) {
-      reopen_files();
+      reopen_files(options.begun);
     } else {
       create_files();
     }
@@ -173,22 +177,36 @@ void CheckpointWriter::create_files() {
   for (File& file : files_) {
     file.descriptor = ::open(file.path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (file.descriptor < 0) fail(file.path, "cannot be created");
-    errno = ::posix_fallocate(file.descriptor, 0, file.size_bytes);
-    if (errno != 0) fail(file.path, "no room for its " + gigabytes(double(file.size_bytes)));
-    write_all(file.descriptor, file.path, file.header.data(), int64_t(file.header.size()), 0);
+    reserve(file);
   }
 }
 
-void CheckpointWriter::reopen_files() {
+// The header's length comes last: without it a file has not begun.
+void CheckpointWriter::reserve(const File& file) {
+  errno = ::posix_fallocate(file.descriptor, 0, file.size_bytes);
+  if (errno != 0) fail(file.path, "no room for its " + gigabytes(double(file.size_bytes)));
+  const char* header = file.header.data();
+  write_all(file.descriptor, file.path, header + kLengthBytes,
+            int64_t(file.header.size()) - kLengthBytes, kLengthBytes);
+  write_all(file.descriptor, file.path, header, kLengthBytes, 0);
+}
+
+void CheckpointWriter::reopen_files(bool begun) {
   kept_ = true;
+  if (!fs::exists(partial_)) {
+    throw Error(partial_.string() + ": is missing; --resume finds nothing to go on with");
+  }
+  const int flags = O_RDWR | O_CLOEXEC | (begun ? 0 : O_CREAT);
   for (File& file : files_) {
-    file.descriptor = ::open(file.path.c_str(), O_RDWR | O_CLOEXEC);
+    file.descriptor = ::open(file.path.c_str(), flags, 0666);
     if (file.descriptor < 0) fail(file.path, "--resume finds nothing to go on with");
     struct stat status {};
     std::string header(file.header.size(), '\0');
-    if (::fstat(file.descriptor, &status) != 0 || status.st_size != file.size_bytes ||
-        ::pread(file.descriptor, header.data(), header.size(), 0) != ssize_t(header.size()) ||
-        header != file.header) {
+    const ssize_t read = ::pread(file.descriptor, header.data(), header.size(), 0);
+    if (!begun && read >= 0 && header.starts_with(std::string(kLengthBytes, '\0'))) {
+      reserve(file);
+    } else if (::fstat(file.descriptor, &status) != 0 || status.st_size != file.size_bytes ||
+               read != ssize_t(header.size()) || header != file.header) {
       throw Error(file.path.string() +
                   ": is of a run with another model or other options; delete " + partial_.string() +
                   " to start afresh");

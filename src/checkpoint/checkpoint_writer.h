@@ -29,6 +29,8 @@ class CheckpointWriter {
     int64_t file_bytes = 5'000'000'000;  // a file takes tensors up to this size
     // Goes on with the partial folder of a run that was stopped; its files must be of this plan.
     bool resume = false;
+    // What was stopped may not have come so far as to make all of its files.
+    bool begun = true;
   };
 
   // Lays the tensors out in files, in the given order, and reserves their room on the disk. Throws
@@ -71,7 +73,8 @@ class CheckpointWriter {
 
   void lay_out(const std::vector<TensorPlan>& tensors, int64_t file_bytes);
   void create_files();
-  void reopen_files();
+  void reopen_files(bool begun);
+  static void reserve(const File& file);
   std::string index() const;
   void close_files();
 

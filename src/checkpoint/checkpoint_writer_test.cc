@@ -45,6 +45,9 @@ TEST_F(CheckpointWriterTest, AppearsWhenComplete) {
   EXPECT_FALSE(std::filesystem::exists(partial_folder_of(target())));
   EXPECT_TRUE(std::filesystem::exists(target() / "config.json"));
   EXPECT_ERROR(CheckpointWriter(target() / "", plan(), {}), "is there already");
+  std::filesystem::create_symlink(folder_ / "nowhere", folder_ / "link");
+  EXPECT_ERROR(CheckpointWriter(folder_ / "link", plan(), {}), "is there already");
+  EXPECT_ERROR(CheckpointWriter("", plan(), {}), "is empty");
 }
 
 TEST_F(CheckpointWriterTest, FilesTakeWhatFits) {
@@ -75,6 +78,18 @@ TEST_F(CheckpointWriterTest, WhatWasKeptCanBeResumed) {
   const float scalar = 2.5f;
   writer.write("matrix", "abcdefgh", 8);
   writer.write("scalar", &scalar, 4);
+  writer.finish();
+  expect_written(Checkpoint::open(target()));
+}
+
+TEST_F(CheckpointWriterTest, WhatHadNotBegunIsMadeAfresh) {
+  const auto partial = partial_folder_of(target());
+  std::filesystem::create_directories(partial);
+  EXPECT_ERROR(CheckpointWriter(target(), plan(), {.resume = true}), "nothing to go on with");
+  std::ofstream(partial / "model.safetensors") << std::string(8, '\0') << "{\"half\": ";
+  EXPECT_ERROR(CheckpointWriter(target(), plan(), {.resume = true}), "other options");
+  CheckpointWriter writer(target(), plan(), {.resume = true, .begun = false});
+  write_all(writer);
   writer.finish();
   expect_written(Checkpoint::open(target()));
 }

@@ -48,9 +48,7 @@ StoreFactors folded_into(const Weight& norm) {
 
 class AwqEncoder : public LayerEncoder {
  public:
-  AwqEncoder(LayerRunner& runner, ThreadPool& pool) : runner_(runner), pool_(pool) {
-    runner_.embed(nullptr);
-  }
+  AwqEncoder(LayerRunner& runner, ThreadPool& pool) : runner_(runner), pool_(pool) {}
 
   LayerReport encode_layer(const std::vector<PlannedGroup>& layer, const Emit& emit) override {
     runner_.begin_layer(layer.front().group.layer);
@@ -69,15 +67,10 @@ class AwqEncoder : public LayerEncoder {
     observe(Block::kFeedForward, {}, {});
   }
 
-  Encoded encode_embedding(const PlannedGroup& embedding) override { return nearest(embedding); }
-  Encoded encode_head(const PlannedGroup& head) override { return nearest(head); }
+  void embed(const Weight& table) override { runner_.embed(&table); }
 
  private:
   using Key = std::pair<Site, int>;  // site, expert
-
-  Encoded nearest(const PlannedGroup& planned) {
-    return round_to_nearest(*planned.weight, planned.group, planned.precision, pool_);
-  }
 
   static const PlannedGroup& find(const std::vector<PlannedGroup>& layer, Site site, int expert) {
     for (const PlannedGroup& planned : layer) {

@@ -20,9 +20,7 @@ bool is_expert(Site site) {
 
 class BestEncoder : public LayerEncoder {
  public:
-  BestEncoder(LayerRunner& runner, ThreadPool& pool) : runner_(runner), pool_(pool) {
-    runner_.embed(nullptr);
-  }
+  BestEncoder(LayerRunner& runner, ThreadPool& pool) : runner_(runner), pool_(pool) {}
 
   LayerReport encode_layer(const std::vector<PlannedGroup>& layer, const Emit& emit) override {
     LayerReport report;
@@ -48,19 +46,7 @@ class BestEncoder : public LayerEncoder {
     }
   }
 
-  Encoded encode_embedding(const PlannedGroup& embedding) override {
-    Encoded encoded =
-        round_to_nearest(*embedding.weight, embedding.group, embedding.precision, pool_);
-    QuantizedStack stack(*embedding.weight);
-    stack.add(embedding.group, encoded);
-    const Weight table = stack.take({&embedding});
-    runner_.embed(&table);
-    return encoded;
-  }
-
-  Encoded encode_head(const PlannedGroup& head) override {
-    return round_to_nearest(*head.weight, head.group, head.precision, pool_);
-  }
+  void embed(const Weight& table) override { runner_.embed(&table); }
 
  private:
   using Key = std::pair<Site, int>;  // site, expert

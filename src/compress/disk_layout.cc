@@ -1,8 +1,11 @@
 #include "compress/disk_layout.h"
 
+#include <cmath>
+#include <limits>
 #include <span>
 
 #include "base/check.h"
+#include "base/error.h"
 #include "quant/nvfp4.h"
 
 namespace nibble {
@@ -31,8 +34,25 @@ DType dtype_of(Format format) {
   return format == Format::kF32 ? DType::kF32 : DType::kBF16;
 }
 
+// Of any block scale, its 8 mantissas.
+bool reads_alike(float scale, float reciprocal) {
+  if (1.0f / reciprocal != scale || 1.0f / scale != reciprocal) return false;
+  for (int mantissa = 8; mantissa < 16; ++mantissa) {
+    if (float(mantissa) / reciprocal != float(mantissa) * scale) return false;
+  }
+  return true;
+}
+
 void write_scalar(const std::string& name, float value, CheckpointWriter& writer) {
   writer.write(name, &value, sizeof value);
+}
+
+// All of a layer's linears: a glob, or where only names and regular expressions count, one of
+// these.
+std::string all_of_layer(int layer, DiskFormat format) {
+  const std::string number = std::to_string(layer);
+  return format == DiskFormat::kModelOpt ? "model.layers." + number + "*"
+                                         : "re:model\\.layers\\." + number + "\\..*";
 }
 
 // The linears that a config lists as left alone; routers are none, but engines expect them here.
@@ -49,7 +69,7 @@ std::vector<std::string> ignored(const Recipe& recipe, const GlmConfig& config) 
     for (const PlannedGroup& planned : recipe.layers[size_t(l)]) add_kept(planned);
   }
   for (int l = config.num_layers; l < config.num_layers + config.mtp_layers; ++l) {
-    names.push_back("model.layers." + std::to_string(l) + "*");
+    names.push_back(all_of_layer(l, recipe.format));
   }
   return names;
 }
@@ -142,6 +162,22 @@ std::vector<TensorPlan> plan_tensors(const Recipe& recipe, const PlannedGroup& p
   return tensors;
 }
 
+float stored_tensor_scale(const Recipe& recipe, const PlannedGroup& planned, float scale) {
+  if (recipe.format == DiskFormat::kModelOpt) return scale;
+  constexpr float kLeast = 0x1p-120f, kMost = 0x1p120f;
+  if (scale < kLeast || scale > kMost) {
+    throw Error(planned.group.linears[0].name +
+                ".weight: its largest magnitude is out of range for the reciprocal scale of "
+                "--format compressed-tensors; use modelopt");
+  }
+  float above = 1.0f / scale, below = above;
+  while (!reads_alike(1.0f / above, above) && !reads_alike(1.0f / below, below)) {
+    above = std::nextafter(above, std::numeric_limits<float>::max());
+    below = std::nextafter(below, 0.0f);
+  }
+  return 1.0f / (reads_alike(1.0f / above, above) ? above : below);
+}
+
 void write_encoded(const Recipe& recipe, const PlannedGroup& planned, const Encoded& encoded,
                    CheckpointWriter& writer) {
   const LinearGroup& group = planned.group;
@@ -204,6 +240,14 @@ void write_stored(const Recipe& recipe, const PlannedGroup& planned, CheckpointW
                    reciprocal ? 1.0f / first.global_scale : first.global_scale, writer);
     }
     row += linear.rows;
+  }
+}
+
+void write_placeholders(const Recipe& recipe, const PlannedGroup& planned,
+                        CheckpointWriter& writer) {
+  if (recipe.format == DiskFormat::kModelOpt || planned.precision != Precision::kNvfp4) return;
+  for (const Linear& linear : planned.group.linears) {
+    write_scalar(linear.name + names_of(recipe.format).nvfp4_tensor_scale, 1.0f, writer);
   }
 }
 

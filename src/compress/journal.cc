@@ -9,6 +9,11 @@ constexpr char kFile[] = "progress.json";
 
 }  // namespace
 
+bool Journal::is_in(const std::filesystem::path& partial_folder) {
+  std::error_code ignored;
+  return std::filesystem::exists(partial_folder / kFile, ignored);
+}
+
 Journal::Journal(CheckpointWriter& writer, nlohmann::json settings, bool resume)
     : writer_(writer), settings_(std::move(settings)) {
   const std::filesystem::path path = writer_.partial_folder() / kFile;

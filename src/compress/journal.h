@@ -11,6 +11,9 @@ namespace nibble {
 
 class Journal {
  public:
+  // Whether a run that was stopped left one.
+  static bool is_in(const std::filesystem::path& partial_folder);
+
   // `settings`: what a resumed run must have in common with the one that was stopped. With `resume`
   // reads what that run finished. Throws Error: it had other settings, or the file is damaged.
   Journal(CheckpointWriter& writer, nlohmann::json settings, bool resume);

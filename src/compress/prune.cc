@@ -61,7 +61,9 @@ class PruneRun {
   std::vector<PrunedLayer> run() {
     writer_ = std::make_unique<CheckpointWriter>(
         options_.target, tensors_,
-        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
+        CheckpointWriter::Options{.file_bytes = options_.file_bytes,
+                                  .resume = options_.resume,
+                                  .begun = Journal::is_in(partial_folder_of(options_.target))});
     LayerRunner& runner = job_.make_runner(config_, weights_);
     const nlohmann::json settings = {
         {"source", std::filesystem::absolute(options_.source).string()},
@@ -69,6 +71,7 @@ class PruneRun {
         {"calibration", options_.calibration_key}};
     Journal journal(*writer_, settings, options_.resume);
     const int done = int(journal.layers().size());
+    check_finite(checkpoint_, {}, pool_);
     if (done == 0) copy_tensors();
     writer_->keep();
     runner.embed(nullptr);

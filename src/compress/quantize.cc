@@ -7,6 +7,7 @@
 #include "base/numbers.h"
 #include "compress/disk_layout.h"
 #include "compress/journal.h"
+#include "compress/quantized_stack.h"
 #include "compress/round_to_nearest.h"
 #include "compress/source_folder.h"
 
@@ -25,6 +26,13 @@ nlohmann::json settings_of(const QuantizeOptions& o, const Recipe& recipe) {
           {"label", recipe.label()},
           {"budget", o.budget},
           {"calibration", o.calibration_key}};
+}
+
+// The tensors of the source that a group may be made of.
+std::vector<std::string> names_of(const PlannedGroup& planned) {
+  std::vector<std::string> names = {planned.weight->name};  // packed experts
+  for (const Linear& linear : planned.group.linears) names.push_back(linear.name + ".weight");
+  return names;
 }
 
 class QuantizeRun {
@@ -56,26 +64,27 @@ class QuantizeRun {
     return estimate;
   }
 
-  QuantizeReport run() {
+  QuantizeReport run(ThreadPool& pool) {
     check_is_new(options_.target);
     spend_budget();
     writer_ = std::make_unique<CheckpointWriter>(
         options_.target, tensors_,
-        CheckpointWriter::Options{.file_bytes = options_.file_bytes, .resume = options_.resume});
+        CheckpointWriter::Options{.file_bytes = options_.file_bytes,
+                                  .resume = options_.resume,
+                                  .begun = Journal::is_in(partial_folder_of(options_.target))});
     auto encoder = job_.make_encoder(recipe_, config_, weights_);
     Journal journal(*writer_, settings_of(options_, recipe_), options_.resume);
-    if (recipe_.calibrates()) {
-      check_weights();
-      writer_->keep();
-    }
+    check_weights(pool);
+    if (recipe_.calibrates()) writer_->keep();
     const int done = int(journal.layers().size());
     for (const auto& layer : journal.layers()) layers_.push_back(layer_report_of(layer));
     if (done > 0) {
       pass_layers(*encoder, done);
     } else {
       copy_tensors();
-      write_single(recipe_.embedding,
-                   [&](auto& planned) { return encoder->encode_embedding(planned); });
+      recipe_.for_each(
+          [&](const PlannedGroup& planned) { write_placeholders(recipe_, planned, *writer_); });
+      encoder->embed(write_single(recipe_.embedding, pool));
     }
     for (int l = done; l < config_.num_layers; ++l) {
       progress(l);
@@ -83,7 +92,7 @@ class QuantizeRun {
       layers_.back().layer = l;
       journal.add_layer(to_json(layers_.back()));
     }
-    write_single(recipe_.lm_head, [&](auto& planned) { return encoder->encode_head(planned); });
+    write_single(recipe_.lm_head, pool);
     progress(config_.num_layers);
     const QuantizeReport report{.label = recipe_.label(),
                                 .layers = layers_,
@@ -103,8 +112,7 @@ class QuantizeRun {
     copied_.clear();
     weights_total_ = 0;
     recipe_.for_each([&](const PlannedGroup& planned) {
-      for (const Linear& linear : planned.group.linears) replaced.insert(linear.name + ".weight");
-      replaced.insert(planned.weight->name);  // packed experts
+      for (const std::string& name : names_of(planned)) replaced.insert(name);
     });
     for (const auto& [name, tensor] : checkpoint_.tensors()) {
       if (replaced.contains(name)) continue;
@@ -126,14 +134,23 @@ class QuantizeRun {
     }
   }
 
-  template <typename Encode>
-  void write_single(const PlannedGroup& planned, Encode&& encode) {
+  void write_group(const PlannedGroup& planned, Encoded& encoded) {
+    encoded.tensor_scale = stored_tensor_scale(recipe_, planned, encoded.tensor_scale);
+    write_encoded(recipe_, planned, encoded, *writer_);
+  }
+
+  // Embedding or head: rounded to nearest by all recipes. Gives the values of what is stored.
+  Weight write_single(const PlannedGroup& planned, ThreadPool& pool) {
+    weights_done_ += planned.group.rows * planned.group.cols;
     if (planned.precision == Precision::kKept) {
       write_stored(recipe_, planned, *writer_);
-    } else {
-      write_encoded(recipe_, planned, encode(planned), *writer_);
+      return *planned.weight;
     }
-    weights_done_ += planned.group.rows * planned.group.cols;
+    Encoded encoded = round_to_nearest(*planned.weight, planned.group, planned.precision, pool);
+    write_group(planned, encoded);
+    QuantizedStack stack(*planned.weight);
+    stack.add(planned.group, std::move(encoded));
+    return stack.take({&planned});
   }
 
   LayerReport encode_layer(LayerEncoder& encoder, const std::vector<PlannedGroup>& layer) {
@@ -141,10 +158,8 @@ class QuantizeRun {
       if (planned.precision == Precision::kKept) write_stored(recipe_, planned, *writer_);
     }
     const LayerEncoder::Emit emit{
-        .group =
-            [&](const PlannedGroup& planned, const Encoded& encoded) {
-              write_encoded(recipe_, planned, encoded, *writer_);
-            },
+        .group = [&](const PlannedGroup& planned,
+                     Encoded& encoded) { write_group(planned, encoded); },
         .vector = [&](const Weight& norm,
                       const std::vector<float>& values) { write_vector(norm, values); }};
     LayerReport report = encoder.encode_layer(layer, emit);
@@ -168,6 +183,7 @@ class QuantizeRun {
     config.quantization = {};
     const GlmWeights written =
         GlmWeights::load(Checkpoint::open(writer_->partial_folder()), config);
+    encoder.embed(written.embedding);
     for (int l = 0; l < done; ++l) {
       progress(l);
       encoder.pass_layer(l, written.layers[size_t(l)]);
@@ -177,21 +193,17 @@ class QuantizeRun {
     }
   }
 
-  // Calibration takes long: what it would stumble over later is found at once.
-  void check_weights() {
-    std::vector<float> row;
-    recipe_.for_each([&](const PlannedGroup& planned) {
-      if (planned.precision == Precision::kKept) return;
-      row.resize(size_t(planned.group.cols));
-      int64_t first = 0;
-      for (const Linear& linear : planned.group.linears) {
-        for (int64_t r = 0; r < linear.rows; ++r) {
-          decode_rows(*planned.weight, planned.group, first + r, 1, row.data());
-          checked_amax(linear.name, row.data(), 1, planned.group.cols);
-        }
-        first += linear.rows;
-      }
-    });
+  // Calibration takes long: what it would stumble over later is found at once. Without it the
+  // linears are checked when their time comes, as they are read only then.
+  void check_weights(ThreadPool& pool) {
+    std::set<std::string> later;
+    if (!recipe_.calibrates()) {
+      recipe_.for_each([&](const PlannedGroup& planned) {
+        if (planned.precision == Precision::kKept) return;
+        for (const std::string& name : names_of(planned)) later.insert(name);
+      });
+    }
+    check_finite(checkpoint_, later, pool);
   }
 
   void write_files(const QuantizeReport& report) {
@@ -233,7 +245,7 @@ class NearestEncoder : public LayerEncoder {
     LayerReport report;
     for (const PlannedGroup& planned : layer) {
       if (planned.precision == Precision::kKept) continue;
-      const Encoded encoded = encode(planned);
+      Encoded encoded = round_to_nearest(*planned.weight, planned.group, planned.precision, pool_);
       report.groups.push_back({.name = planned.group.name(),
                                .precision = planned.precision,
                                .error = weight_error(planned, encoded)});
@@ -242,14 +254,9 @@ class NearestEncoder : public LayerEncoder {
     return report;
   }
   void pass_layer(int, const GlmLayer&) override {}
-  Encoded encode_embedding(const PlannedGroup& embedding) override { return encode(embedding); }
-  Encoded encode_head(const PlannedGroup& head) override { return encode(head); }
+  void embed(const Weight&) override {}
 
  private:
-  Encoded encode(const PlannedGroup& planned) {
-    return round_to_nearest(*planned.weight, planned.group, planned.precision, pool_);
-  }
-
   double weight_error(const PlannedGroup& planned, const Encoded& encoded) {
     const size_t cols = size_t(encoded.cols);
     std::vector<double> change(size_t(pool_.size())), value(size_t(pool_.size()));
@@ -277,8 +284,8 @@ class NearestEncoder : public LayerEncoder {
 
 }  // namespace
 
-QuantizeReport QuantizeJob::run() {
-  return QuantizeRun(*this).run();
+QuantizeReport QuantizeJob::run(ThreadPool& pool) {
+  return QuantizeRun(*this).run(pool);
 }
 
 RunEstimate QuantizeJob::estimate(const CalibrationTokens* tokens) {

@@ -17,7 +17,8 @@ namespace nibble {
 class LayerEncoder {
  public:
   struct Emit {
-    std::function<void(const PlannedGroup&, const Encoded&)> group{};
+    // The tensor scale becomes the one that is stored.
+    std::function<void(const PlannedGroup&, Encoded&)> group{};
     // New values of a norm's gain; rounded to the dtype that it has.
     std::function<void(const Weight&, const std::vector<float>&)> vector{};
   };
@@ -27,9 +28,8 @@ class LayerEncoder {
   virtual LayerReport encode_layer(const std::vector<PlannedGroup>& layer, const Emit& emit) = 0;
   // The layer is done already: `quantized` is what an earlier run wrote.
   virtual void pass_layer(int layer, const GlmLayer& quantized) = 0;
-  // Embedding (before all layers) and head (after them), when they are not kept.
-  virtual Encoded encode_embedding(const PlannedGroup& embedding) = 0;
-  virtual Encoded encode_head(const PlannedGroup& head) = 0;
+  // Before all layers: the embedding of the quantized model.
+  virtual void embed(const Weight& table) = 0;
 };
 
 struct QuantizeProgress {
@@ -53,7 +53,7 @@ struct QuantizeJob {
   MeasureLosses measure_losses{};  // called first, where there is a budget
   std::function<void(const QuantizeProgress&)> on_progress{};
 
-  QuantizeReport run();
+  QuantizeReport run(ThreadPool& pool);
   // What run() would take, with all of the budget spent; writes nothing. `tokens` calibrate; null
   // where the recipe does not. Throws the Errors that run() throws before it encodes.
   RunEstimate estimate(const CalibrationTokens* tokens);

@@ -9,6 +9,7 @@
 // rising order, cut or not, so that its bits depend on its own position alone.
 #include "backend/cpu/mla_attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -134,6 +135,28 @@ void MlaAttention::make_queries(const Call& call, int thread) {
   }
 }
 
+// Whether the threads, each taking the next task when it is done, would finish at about the same
+// time with tasks cut into so many groups of heads, or there are tasks enough. Fewer groups are
+// better: each reads and orders the records for itself.
+bool MlaAttention::balanced(int64_t groups) {
+  loads_.assign(size_t(workers_.size()), 0);
+  int64_t count = 0, total = 0;
+  for (const Task& task : tasks_) {
+    const Segment& segment = *task.segment;
+    const int64_t length = segment.context + task.last_row - segment.first_row;
+    const int64_t size = split_spans_ ? kAttentionSpan : length;
+    for (int64_t first = 0; first < length; first += size) {
+      const int64_t cost = (task.last_row - task.first_row) * std::min(size, length - first);
+      for (int64_t g = 0; g < groups; ++g, ++count) {
+        *std::min_element(loads_.begin(), loads_.end()) += cost;
+      }
+      total += cost * groups;
+    }
+  }
+  const int64_t last = *std::max_element(loads_.begin(), loads_.end());
+  return count >= 4 * workers_.size() || last * workers_.size() * 9 <= total * 10;
+}
+
 // Tasks in order of falling cost within a segment, so that the last to be taken are small.
 void MlaAttention::make_tasks(const Call& call) {
   const MlaShape& s = call.shape;
@@ -161,14 +184,8 @@ void MlaAttention::make_tasks(const Call& call) {
   if (split_spans_) {
     partials_.fit(size_t(call.num_rows * s.heads * max_spans_ * (padded(s.latent_dim) + 16)));
   }
-  int64_t units = whole, groups = 1;
-  if (split_spans_) {
-    units = 0;
-    for (const Task& task : tasks_) units += task.last_span;
-  }
-  while (units * groups % threads != 0 && units * groups < 4 * threads && groups < s.heads) {
-    ++groups;
-  }
+  int64_t groups = 1;
+  while (!balanced(groups) && groups < s.heads) ++groups;
   for (int64_t i = 0; i < whole; ++i) {
     const Task task = tasks_[size_t(i)];
     const int64_t pieces = split_spans_ ? task.last_span : 1;

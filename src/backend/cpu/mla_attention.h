@@ -48,6 +48,7 @@ class MlaAttention {
   void run_rows(const Call& call);
   void make_queries(const Call& call, int thread);
   void multiply_keys(const Call& call, int thread, int64_t head, int64_t first, int64_t last);
+  bool balanced(int64_t groups);
   void make_tasks(const Call& call);
   void attend(const Call& call, const Task& task, Thread& memory);
   void merge_spans(const Call& call, int64_t query);
@@ -58,6 +59,7 @@ class MlaAttention {
   ExpandedAttention expanded_;
   std::vector<Thread> threads_;
   std::vector<Task> tasks_;
+  std::vector<int64_t> loads_;  // of the threads, in positions
   std::atomic<size_t> next_task_{0};
   bool split_spans_ = false;
   int64_t max_spans_ = 0;

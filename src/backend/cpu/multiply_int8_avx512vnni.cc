@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cpu/dot_bytes.h"
 #include "backend/cpu/intrinsics.h"
 
 #if defined(__clang__)
@@ -76,11 +77,9 @@ __attribute__((noinline)) void multiply_tile(const Product& product, int64_t fir
         const __m512i factors = _mm512_xor_si512(_mm512_load_si512(line), raise);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          int32_t bytes[2];
-          std::memcpy(&bytes[0], x[r] + j * kLineColumns, 4);
-          std::memcpy(&bytes[1], x[r] + kSplitColumns + j * kLineColumns, 4);
-          high[r] = _mm512_dpbusd_epi32(high[r], factors, _mm512_set1_epi32(bytes[0]));
-          low[r] = _mm512_dpbusd_epi32(low[r], factors, _mm512_set1_epi32(bytes[1]));
+          const uint8_t* words = x[r] + j * kLineColumns;
+          high[r] = add_dot_bytes(high[r], factors, words);
+          low[r] = add_dot_bytes(low[r], factors, words + kSplitColumns);
         }
       }
 #pragma GCC unroll 8

@@ -11,9 +11,10 @@
 // small. A tile is up to 12 rows by one panel; a panel is read once for all rows and stays in the
 // L1 cache between tiles.
 //
-// Measured on an EPYC (Zen 4) guest, from memory on both cores: one row 0.96 to 1.0 of plain
-// reading at 31 GB/s and 0.92 at 47, 4 rows 24 GB/s. From the L2 cache on one core: one row 36
-// GB/s, 4 rows 13.6 GB/s, which is 193 of 235 GFLOP/s (82%), 12 rows 202 GFLOP/s (86%).
+// Measured on an EPYC (Zen 4) guest, from memory on both cores: one row 1.0 of plain reading while
+// both are on one die (33 GB/s), 0.80 to 0.84 while they are on two (48 GB/s) and others compute
+// beside; 4 rows 24 GB/s. From the L2 cache on one core: one row 37.8 GB/s, 4 rows 13.6 GB/s, which
+// is 193 of 235 GFLOP/s (82%), 12 rows 202 GFLOP/s (86%).
 #include "backend/cpu/tiles.h"
 
 #if defined(__x86_64__)
@@ -21,6 +22,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cpu/dot_bytes.h"
 #include "backend/cpu/intrinsics.h"
 
 #if defined(__clang__)
@@ -76,8 +78,8 @@ inline __m512i sum_group(const Factors& w, const uint8_t* x, int g) {
   __m512i low = set_word(x + 2 * kSplitColumns + g * 4);
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    high = _mm512_dpbusd_epi32(high, w.bytes[i], set_word(x + g * 16 + i * 4));
-    low = _mm512_dpbusd_epi32(low, w.bytes[i], set_word(x + kSplitColumns + g * 16 + i * 4));
+    high = add_dot_bytes(high, w.bytes[i], x + g * 16 + i * 4);
+    low = add_dot_bytes(low, w.bytes[i], x + kSplitColumns + g * 16 + i * 4);
   }
   return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
 }
