@@ -354,7 +354,7 @@ struct ExpertsInput {
 
 std::vector<float> run_experts(Backend& backend, const ExpertsCase& c, const Weight& gate_up,
                                const Weight& down, const ExpertsInput& input, int64_t first,
-                               int64_t rows) {
+                               int64_t rows, const std::function<void(Tensor)>& then = {}) {
   const Weight g = backend.upload(gate_up), d = backend.upload(down);
   const DType dtype = backend.activation_dtype();
   DeviceMatrix x(backend, rows, c.hidden,
@@ -368,6 +368,7 @@ std::vector<float> run_experts(Backend& backend, const ExpertsCase& c, const Wei
       {input.weights.begin() + first * c.top_k, input.weights.begin() + (first + rows) * c.top_k});
   DeviceMatrix out(backend, rows, c.hidden, dtype);
   backend.experts(x.tensor(), {ids.tensor(), weights.tensor()}, g, d, out.tensor());
+  if (then) then(out.tensor());
   return out.floats();
 }
 
@@ -443,33 +444,20 @@ TEST_P(BackendTest, Experts) {
 
 // A backend may leave part of the experts to the norm that adds their output to the stream.
 TEST_P(BackendTest, NormAfterExpertsIsTheNormOfTheirOutput) {
-  for (const ExpertsCase& c : {ExpertsCase{40, 16, 4, 256, 64, Format::kNvfp4},
-                               ExpertsCase{64, 5, 3, 512, 80, Format::kNvfp4}}) {
-    const Weight gate_up = backend_->upload(random_weight(
-        "gate_up", Use::kGatedExperts, c.format, c.num_experts, 2 * c.width, c.hidden, random_));
-    const Weight down = backend_->upload(
-        random_weight("down", Use::kExperts, c.format, c.num_experts, c.hidden, c.width, random_));
-    const Weight gain =
-        backend_->upload(random_weight("g", Use::kVector, Format::kBF16, 1, 1, c.hidden, random_));
-    const ExpertsInput input = random_experts_input(c, activation_, random_);
-    const auto stream = random_floats(c.rows * c.hidden, random_);
-    DeviceMatrix x(*backend_, c.rows, c.hidden, input.x, activation_);
-    DeviceMatrix ids(*backend_, c.rows, c.top_k, DType::kI32);
-    backend_->write(ids.tensor().data, input.experts.data(),
-                    input.experts.size() * sizeof(int32_t));
-    DeviceMatrix weights(*backend_, c.rows, c.top_k, input.weights);
-    const auto run = [&](bool at_once) {
-      DeviceMatrix residual(*backend_, c.rows, c.hidden, stream);
-      DeviceMatrix out(*backend_, c.rows, c.hidden, activation_);
-      DeviceMatrix norm(*backend_, c.rows, c.hidden, activation_);
-      backend_->experts(x.tensor(), {ids.tensor(), weights.tensor()}, gate_up, down, out.tensor());
-      if (!at_once) out.floats();
-      backend_->add_rms_norm(residual.tensor(), out.tensor(), gain, 1e-5f, norm.tensor());
-      return std::vector{norm.floats(), residual.floats(), out.floats()};
-    };
-    EXPECT_EQ(run(true), run(false));
-    EXPECT_EQ(run(true), run(true));  // nothing is left over from the one before
-  }
+  const ExpertsCase c{40, 16, 4, 256, 64, Format::kNvfp4};
+  const Weight gate_up = random_weight("g", Use::kGatedExperts, c.format, 16, 128, 256, random_);
+  const Weight down = random_weight("d", Use::kExperts, c.format, 16, 256, 64, random_);
+  const Weight gain = backend_->upload(float_weight("n", std::vector<float>(256, 1.5f)));
+  const ExpertsInput input = random_experts_input(c, activation_, random_);
+  DeviceMatrix sum(*backend_, 40, 256), sum_after(*backend_, 40, 256);
+  DeviceMatrix norm(*backend_, 40, 256, activation_), norm_after(*backend_, 40, 256, activation_);
+  const auto out = run_experts(*backend_, c, gate_up, down, input, 0, 40, [&](Tensor delta) {
+    backend_->add_rms_norm(sum.tensor(), delta, gain, 1e-5f, norm.tensor());
+  });
+  DeviceMatrix delta(*backend_, 40, 256, out, activation_);
+  backend_->add_rms_norm(sum_after.tensor(), delta.tensor(), gain, 1e-5f, norm_after.tensor());
+  EXPECT_EQ(sum.floats(), sum_after.floats());
+  EXPECT_EQ(norm.floats(), norm_after.floats());
 }
 
 TEST_P(BackendTest, ReplayRunsTheStep) {

@@ -13,11 +13,11 @@
 // from 16 t on of rows g and g + 8, so that it decodes with one block scale a row; the product j of
 // the chunk takes columns 16 t + 4 j .. + 3 as its slots 2t, 2t + 1, 2t + 8, 2t + 9.
 //
-// Codes: 16-bit halves, low half the even column. Of a0, a1, a2, a3 (ptx.cuh), the magnitudes are at
-// bits 6, 0, 12 of the other half, and 3 without a3's lowest bit, which is bit 10; the signs at 15,
-// 9, 5, 11. So shifts by 0, 6, a rotation by 10 and shifts by 4 both ways bring them to where BF16
-// has them. Scales: bytes (row g, row g + 8) of chunk 0, then of chunk 1, in E5M3 without sign,
-// exponent bias 9: every positive E4M3 value is one. A block whose scale is 0 has codes 0.
+// Codes: 16-bit halves, low half the even column. Of a0, a1, a2, a3 (ptx.cuh), the magnitudes are
+// at bits 6, 0, 12 of the other half, and 3 without a3's lowest bit, which is bit 10; the signs at
+// 15, 9, 5, 11. So shifts by 0, 6, a rotation by 10 and shifts by 4 both ways bring them to where
+// BF16 has them. Scales: bytes (row g, row g + 8) of chunk 0, then of chunk 1, in E5M3 without
+// sign, exponent bias 9: every positive E4M3 value is one. A block whose scale is 0 has codes 0.
 //
 // Order of the sum over K, the same in every kernel: a slice of units_per_slice units from zero,
 // unit by unit and product by product; then the slices' sums, rising; then the row's factor. So a
