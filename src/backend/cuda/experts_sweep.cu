@@ -2,13 +2,13 @@
 // the chosen experts' matrices stream once for each 8 of their rows, without a pause between
 // gate_up and down.
 //
-//   gate_up  a block takes a run of the line of all chunks' tiles; chunks: up to 8 rows of an
-//   expert down     the same; the rows of a chunk are brought once all blocks have made them, while
-//   their
-//            part of the matrix is on its way
-//   sums     over a row's slots: left to the next kernel (rows.h)
+// A chunk is up to 8 rows of an expert. For each of the products a block takes its run of the line
+// of all chunks' tiles. Of down, its part of the matrix is on its way while the rows of its chunks
+// are still being made by other blocks. The sums over a row's slots are left to the next kernel
+// (rows.h).
 //
-// All blocks must be there at once: one a multiprocessor.
+// All blocks must be there at once: one a multiprocessor, and none of a later kernel before all of
+// them have begun.
 //
 // Hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3 (backend_bench
 // --benchmark_filter=wide/experts): 64 rows 109 us with the sums as a kernel, 75 % of 3.1 TB/s. A
