@@ -243,8 +243,8 @@ void write_stored(const Recipe& recipe, const PlannedGroup& planned, CheckpointW
   }
 }
 
-void write_placeholders(const Recipe& recipe, const PlannedGroup& planned,
-                        CheckpointWriter& writer) {
+void write_unit_scales(const Recipe& recipe, const PlannedGroup& planned,
+                       CheckpointWriter& writer) {
   if (recipe.format == DiskFormat::kModelOpt || planned.precision != Precision::kNvfp4) return;
   for (const Linear& linear : planned.group.linears) {
     write_scalar(linear.name + names_of(recipe.format).nvfp4_tensor_scale, 1.0f, writer);

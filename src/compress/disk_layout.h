@@ -33,8 +33,7 @@ void write_encoded(const Recipe& recipe, const PlannedGroup& planned, const Enco
 void write_stored(const Recipe& recipe, const PlannedGroup& planned, CheckpointWriter& writer);
 // Scales of 1 where nothing was written yet: zeros have no reciprocal, and what is there is read by
 // a run that resumes.
-void write_placeholders(const Recipe& recipe, const PlannedGroup& planned,
-                        CheckpointWriter& writer);
+void write_unit_scales(const Recipe& recipe, const PlannedGroup& planned, CheckpointWriter& writer);
 
 // config.json's quantization_config.
 nlohmann::ordered_json quantization_config(const Recipe& recipe, const GlmConfig& config);

@@ -83,7 +83,7 @@ class QuantizeRun {
     } else {
       copy_tensors();
       recipe_.for_each(
-          [&](const PlannedGroup& planned) { write_placeholders(recipe_, planned, *writer_); });
+          [&](const PlannedGroup& planned) { write_unit_scales(recipe_, planned, *writer_); });
       encoder->embed(write_single(recipe_.embedding, pool));
     }
     for (int l = done; l < config_.num_layers; ++l) {

@@ -17,6 +17,18 @@ struct NormRows {
   Matrix<bf16> out;
 };
 
+// A delta as it lies in memory.
+struct StoredDelta {
+  Matrix<const bf16> rows;
+
+  __device__ __forceinline__ void begin(int64_t) const {}
+  __device__ __forceinline__ Columns<bf16> operator()(int64_t row, int column) const {
+    Columns<bf16> columns;
+    columns.load(rows.row(row) + column);
+    return columns;
+  }
+};
+
 // The gain of a thread's columns: to be fetched before the row is there.
 template <typename X>
 __device__ __forceinline__ Columns<float> gains_of_thread(const NormRows<X>& norm) {
@@ -67,11 +79,7 @@ template <typename X>
 __device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<float>& gains,
                                          int64_t row, float* sums, float* added,
                                          float (&v)[kLaneColumns]) {
-  norm_row(norm, gains, row, sums, added, v, [&](int64_t t, int column) {
-    Columns<bf16> delta;
-    delta.load(norm.delta.row(t) + column);
-    return delta;
-  });
+  norm_row(norm, gains, row, sums, added, v, StoredDelta{norm.delta});
 }
 
 // x += delta of a row, from what its threads left in `added`. Only once no other block reads x any

@@ -35,58 +35,54 @@ __global__ void embed_kernel(const In* table, StepView step, Matrix<float> out) 
 constexpr int kNormWarps = 4;  // rows a block
 constexpr int64_t kFewRows = 64;
 
-// A block a row.
-template <typename X>
-__global__ void __launch_bounds__(RowColumns::kSteps* kWarp)
-    few_rows_norm_kernel(NormRows<X> norm) {
-  __shared__ float sums[RowColumns::kSteps * kWarp];
-  __shared__ __align__(16) float added[RowColumns::kColumns];
-  let_successor_begin();
-  const int64_t t = blockIdx.x, column = int64_t(threadIdx.x) * kLaneColumns;
-  const Columns<float> gains = gains_of_thread(norm);
-  wait_for_predecessor();
-  float v[kLaneColumns];
-  norm_row(norm, gains, t, sums, added, v);
-  if (column < norm.x.cols) store_columns(v, column, norm.x.cols, norm.out.row(t));
-  store_added(norm, t, added);
-}
+// A delta that is the sum of experts' products (SlotSums): made, stored and taken at once.
+struct SummedDelta {
+  Matrix<const float> weights;
+  const float* products;
+  Matrix<bf16> out;
+  int* counters;
+  int num_counters;
 
-// The same with the delta's sums made first, and stored.
-template <typename X>
-__global__ void __launch_bounds__(RowColumns::kSteps* kWarp)
-    few_rows_sums_norm_kernel(NormRows<X> norm, Matrix<const float> weights, const float* products,
-                              Matrix<bf16> delta, int* counters, int num_counters) {
-  __shared__ float sums[RowColumns::kSteps * kWarp];
-  __shared__ __align__(16) float added[RowColumns::kColumns];
-  let_successor_begin();
-  const int64_t t = blockIdx.x, column = int64_t(threadIdx.x) * kLaneColumns;
-  const Columns<float> gains = gains_of_thread(norm);
-  wait_for_predecessor();
-  if (t == 0) {
+  __device__ __forceinline__ void begin(int64_t row) const {
+    if (row > 0) return;
     for (int i = int(threadIdx.x); i < num_counters; i += int(blockDim.x)) counters[i] = 0;
   }
-  float v[kLaneColumns];
-  norm_row(norm, gains, t, sums, added, v, [&](int64_t row, int first) {
+  __device__ __forceinline__ Columns<bf16> operator()(int64_t row, int column) const {
     const int slots = int(weights.cols);
-    const float* from = products + row * slots * norm.x.cols + first;
+    const float* from = products + row * slots * out.cols + column;
     float sum[kLaneColumns] = {}, product[kLaneColumns];
 #pragma unroll 5
     for (int k = 0; k < slots; ++k) {
       const float weight = __ldcg(weights.row(row) + k);
       Columns<float> columns;
-      columns.load(from + k * norm.x.cols);
+      columns.load(from + k * out.cols);
       unpack(columns, product);
 #pragma unroll
       for (int i = 0; i < kLaneColumns; ++i) sum[i] = fmaf(weight, product[i], sum[i]);
     }
-    store_columns(sum, first, norm.x.cols, delta.row(row));
+    store_columns(sum, column, out.cols, out.row(row));
     __align__(16) bf16 rounded[kLaneColumns];
 #pragma unroll
     for (int i = 0; i < kLaneColumns; ++i) rounded[i] = from_float<bf16>(sum[i]);
-    Columns<bf16> own;
-    own.load(rounded);
-    return own;
-  });
+    Columns<bf16> columns;
+    columns.load(rounded);
+    return columns;
+  }
+};
+
+// A block a row.
+template <typename X, typename Delta>
+__global__ void __launch_bounds__(RowColumns::kSteps* kWarp)
+    few_rows_norm_kernel(NormRows<X> norm, Delta delta) {
+  __shared__ float sums[RowColumns::kSteps * kWarp];
+  __shared__ __align__(16) float added[RowColumns::kColumns];
+  let_successor_begin();
+  const int64_t t = blockIdx.x, column = int64_t(threadIdx.x) * kLaneColumns;
+  const Columns<float> gains = gains_of_thread(norm);
+  wait_for_predecessor();
+  delta.begin(t);
+  float v[kLaneColumns];
+  norm_row(norm, gains, t, sums, added, v, delta);
   if (column < norm.x.cols) store_columns(v, column, norm.x.cols, norm.out.row(t));
   store_added(norm, t, added);
 }
@@ -225,24 +221,22 @@ void add_rms_norm(const Context& context, const Norm& norm) {
   const Grid grid{.blocks = {blocks_for(norm.x.rows, kNormWarps)}, .threads = kNormWarps * kWarp};
   const DType delta = norm.delta.data == nullptr ? DType::kBF16 : norm.delta.dtype;
   CHECK(delta == DType::kBF16 && norm.out.dtype == DType::kBF16);
-  if (norm.delta_sums) {
-    const SlotSums& sums = *norm.delta_sums;
-    return launch(context,
-                  {.blocks = {unsigned(norm.x.rows)}, .threads = RowColumns::kSteps * kWarp},
-                  few_rows_sums_norm_kernel<float>,
-                  NormRows<float>{Matrix<float>(norm.x), Matrix<const bf16>(norm.delta), norm.gain,
-                                  norm.eps, Matrix<bf16>(norm.out)},
-                  Matrix<const float>(sums.weights), sums.products, Matrix<bf16>(norm.delta),
-                  sums.counters, sums.num_counters);
-  }
   with_activation(norm.x.dtype, [&]<typename X>(X) {
+    const auto few_rows = [&]<typename Delta>(const Delta& of) {
+      launch(context, {.blocks = {unsigned(norm.x.rows)}, .threads = RowColumns::kSteps * kWarp},
+             few_rows_norm_kernel<X, Delta>,
+             NormRows<X>{Matrix<X>(norm.x), Matrix<const bf16>(norm.delta), norm.gain, norm.eps,
+                         Matrix<bf16>(norm.out)},
+             of);
+    };
+    if (norm.delta_sums) {
+      const SlotSums& sums = *norm.delta_sums;
+      return few_rows(SummedDelta{Matrix<const float>(sums.weights), sums.products,
+                                  Matrix<bf16>(norm.delta), sums.counters, sums.num_counters});
+    }
     const bool adds_to_bf16 = norm.delta.data != nullptr && norm.x.dtype != DType::kF32;
     if (norm.x.rows <= kFewRows && is_in_steps(norm) && !adds_to_bf16) {
-      return launch(context,
-                    {.blocks = {unsigned(norm.x.rows)}, .threads = RowColumns::kSteps * kWarp},
-                    few_rows_norm_kernel<X>,
-                    NormRows<X>{Matrix<X>(norm.x), Matrix<const bf16>(norm.delta), norm.gain,
-                                norm.eps, Matrix<bf16>(norm.out)});
+      return few_rows(StoredDelta{Matrix<const bf16>(norm.delta)});
     }
     launch(context, grid, add_rms_norm_kernel<X>, Matrix<X>(norm.x), Matrix<const bf16>(norm.delta),
            norm.gain, norm.eps, Matrix<bf16>(norm.out));
