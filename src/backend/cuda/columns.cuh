@@ -73,22 +73,23 @@ __device__ __forceinline__ Columns<T> raw_columns(const T* row, int64_t k, int64
   return columns;
 }
 
+// Eight columns to `at`, aligned to 16 bytes.
+template <typename T>
+__device__ __forceinline__ void store_whole_columns(const float (&v)[kLaneColumns], T* at) {
+  __align__(16) T values[kLaneColumns];
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) values[i] = from_float<T>(v[i]);
+  Columns<T> columns;
+  columns.load(values);
+#pragma unroll
+  for (int i = 0; i < int(sizeof(T) / 2); ++i) reinterpret_cast<uint4*>(at)[i] = columns.words[i];
+}
+
 // Those of them that the row has.
 template <typename T>
 __device__ __forceinline__ void store_columns(const float (&v)[kLaneColumns], int64_t k,
                                               int64_t cols, T* row) {
-  if (is_whole(row, k, cols)) {
-    __align__(16) T values[kLaneColumns];
-#pragma unroll
-    for (int i = 0; i < kLaneColumns; ++i) values[i] = from_float<T>(v[i]);
-    Columns<T> columns;
-    columns.load(values);
-#pragma unroll
-    for (int i = 0; i < int(sizeof(T) / 2); ++i) {
-      reinterpret_cast<uint4*>(row + k)[i] = columns.words[i];
-    }
-    return;
-  }
+  if (is_whole(row, k, cols)) return store_whole_columns(v, row + k);
 #pragma unroll
   for (int i = 0; i < kLaneColumns; ++i) {
     if (k + i < cols) row[k + i] = from_float<T>(v[i]);

@@ -42,7 +42,7 @@ std::optional<SlotSums> experts_of_rows(const Context& context, Tensor x, const 
     return experts_sweep(context, inputs, routing, gates, downs, num_experts, inner, results,
                          memory + inner_bytes + input_bytes);
   }
-  const auto stream = x.rows == 1 ? experts_row : experts_stream;
+  const auto stream = pairs <= kMostRowSlots && x.rows == 1 ? experts_row : experts_stream;
   stream(context, inputs, routing, gates, downs, num_experts, inner, results);
   return std::nullopt;
 }

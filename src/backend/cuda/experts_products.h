@@ -10,7 +10,9 @@ namespace nibble::cuda {
 // Rows that experts_tiles() takes at once, which bounds its workspace.
 inline constexpr int kMaxTiledRows = 8192;
 
-// For one row, and for 2 .. kMaxStreamedRows. inner: room for a BF16 row a pair (row, slot).
+// For one row of at most so many slots, and for 1 .. kMaxStreamedRows rows. inner: room for a BF16
+// row a pair (row, slot).
+inline constexpr int kMostRowSlots = 16;
 void experts_row(const Context& context, const Activations& x, const Routing& routing,
                  const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
                  const Activations& inner, const Results& out);

@@ -1,198 +1,272 @@
-// experts for one row (experts.h's formula, stream.cuh's tiling):
+// experts for one row (experts.h's formula, row.cuh's tiling):
 //
-//   gate_up  an item = a slot's expert x a tile; a block takes every so many-th item. Shared
-//            experts come first: their weights are known before the routing is.
-//   down     a block = a tile of outputs, for all slots; then the sum over the slots
+//   gate_up  an item = a slot's expert x the tiles of a block at once; a block takes every so
+//            many-th item. Shared experts come first: their weights are known before the routing
+//            is.
+//   down     a block = the tiles of outputs that it takes at once, an item = a slot; then the sum
+//            over the slots
+//
+// Both leave each other room in a multiprocessor: down begins and fetches its weights once all of
+// gate_up's are on their way, and not before, or they would come in between.
 //
 // NVFP4, hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3 (backend_bench
-// --benchmark_filter=wide): 15.1 us, 47 % of 3.0 TB/s, two hand-overs counted. One kernel for both
-// halves, which waits for all of its blocks in between, would take longer.
-#include <climits>
-
+// --benchmark_filter=wide): 12.8 us, 55 % of 3.0 TB/s, two hand-overs counted.
 #include "backend/cuda/experts_products.h"
 #include "backend/cuda/experts_work.cuh"
-#include "backend/cuda/stream.cuh"
+#include "backend/cuda/row.cuh"
 
 namespace nibble::cuda {
 namespace {
+
+// Units that a warp has under way: what both kernels have room for in a multiprocessor, or, where
+// there is little shared memory, one of them.
+template <typename Unit, bool kMuch>
+using GateUpPlan = RowPlan<0, Unit::kChunks == 1 ? 2
+                              : kMuch            ? 6
+                                                 : 4>;
+template <typename Unit, bool kMuch>
+using DownPlan = RowPlan<0, Unit::kChunks == 1 ? 2
+                            : kMuch            ? 5
+                                               : 4>;
 
 // The row's slots; the last num_shared are the same for every row.
 struct Slots {
   const int32_t* experts = nullptr;
   const float* weights = nullptr;
   int count = 0, num_experts = 0, num_shared = 0;
-};
 
-// A block's copy of them, in shared memory.
-struct SharedSlots {
-  int* experts = nullptr;
-  float* weights = nullptr;  // or none
-
-  // By all threads of a block.
-  __device__ __forceinline__ void fill(const Slots& slots) const {
-    for (int slot = int(threadIdx.x); slot < slots.count; slot += int(blockDim.x)) {
-      experts[slot] = __ldcg(slots.experts + slot);
-      if (weights != nullptr) weights[slot] = __ldcg(slots.weights + slot);
-    }
-    __syncthreads();
+  __device__ __forceinline__ int chosen() const { return count - num_shared; }
+  // Lane l of a warp: the expert of slot l.
+  __device__ __forceinline__ int expert_of_lane() const {
+    const int lane = int(threadIdx.x) % kWarp;
+    return lane < chosen() ? __ldcg(experts + lane) : 0;
+  }
+  // By a whole warp that holds those, and by any thread.
+  __device__ __forceinline__ int expert(int slot, int of_lane) const {
+    const int expert = __shfl_sync(0xffffffffu, of_lane, slot % kWarp);
+    return slot < chosen() ? expert : num_experts - count + slot;
+  }
+  __device__ __forceinline__ int expert(int slot) const {
+    return slot < chosen() ? __ldcg(experts + slot) : num_experts - count + slot;
   }
 };
 
-__host__ __device__ size_t slot_bytes(int slots) {
-  return size_t(slots + 1) / 2 * 2 * (sizeof(int) + sizeof(float));  // aligned to 16
-}
-
+template <typename Unit>
 struct GateUpWork {
-  struct Cursor {
-    int place, tile;  // in the order of places: shared slots, then the others
-  };
-
   const PackedMatrices& w;
   const Slots& slots;
-  SharedSlots own;
+  const RowPart& own;
   const Activations& x;
   bf16* inner;
   int64_t inner_stride;
-  int tiles_an_item;
-  int tiles_a_place;  // as many items have, some of them beyond the last
+  bf16* staged;  // of the warp's slice
+  int together, items_a_place;
+  int place = 0, index = 0;  // of the item to fetch next: see place_of()
+  int of_lane = 0;
 
-  __device__ int slot(int place) const {
-    const int others = slots.count - slots.num_shared;
-    return place < slots.num_shared ? others + place : place - slots.num_shared;
+  // An item's slot, and the first of its tiles.
+  struct Place {
+    int slot, tile;
+  };
+  __device__ __forceinline__ int slot_of(int place) const {
+    return place < slots.num_shared ? slots.chosen() + place : place - slots.num_shared;
   }
-  __device__ Cursor next(Cursor at, int items) const {
-    const unsigned tile = unsigned(at.tile + items * int(gridDim.x) * tiles_an_item);
-    const unsigned places_on = tile / unsigned(tiles_a_place);
-    return {at.place + int(places_on), int(tile - places_on * unsigned(tiles_a_place))};
+  __device__ __forceinline__ Place place_of(int item) const {
+    const unsigned index = blockIdx.x + unsigned(item) * gridDim.x;
+    const unsigned place = index / unsigned(items_a_place);
+    return {slot_of(int(place)), int(index - place * unsigned(items_a_place)) * together};
   }
-  __device__ int matrix(Cursor at) const {
-    if (at.place < slots.num_shared) return slots.num_experts - slots.num_shared + at.place;
-    return own.experts[slot(at.place)];
+  __device__ __forceinline__ unsigned packed_tile(int expert, int tile) const {
+    return unsigned(expert * w.tiles + min(tile, w.tiles - 1));
   }
-  __device__ int tile(Cursor at) const { return at.tile; }
-  __device__ int columns(Cursor) const { return 1; }
-  __device__ int input_row(Cursor, int) const { return 0; }
-  // The first where it is a shared expert's.
-  __device__ int items_known() const {
-    return int(blockIdx.x) * tiles_an_item < tiles_a_place * slots.num_shared ? 1 : 0;
+  __device__ __forceinline__ const uint8_t* next_tile() {
+    while (index >= items_a_place) index -= items_a_place, ++place;
+    const unsigned tile =
+        packed_tile(slots.expert(slot_of(place), of_lane), index * together + own.part);
+    index += int(gridDim.x);
+    return w.data + size_t(tile) * w.tile_bytes;
   }
-  __device__ void learn_items() const {
+  __device__ __forceinline__ int items_known() const {
+    const int shared_items = slots.num_shared * items_a_place - int(blockIdx.x);
+    return shared_items <= 0 ? 0 : int(unsigned(shared_items + int(gridDim.x) - 1) / gridDim.x);
+  }
+  __device__ __forceinline__ void begin() {
     wait_for_predecessor();
-    // Only now: what the successor reads of the routing before it waits is complete.
-    let_successor_begin();
-    own.fill(slots);
+    of_lane = slots.expert_of_lane();
+    const int first = own.first_unit * Unit::kInputs;
+    stage_columns<1>(static_cast<const uint4*>(x.data) + first / 8, (x.cols - first) / 8,
+                     own.units * Unit::kInputs / 8, reinterpret_cast<uint4*>(staged));
+    __syncwarp();
   }
-  __device__ Activations begin() const { return x; }
-  __device__ void finish(Cursor at, int tile, int i, int, float low, float high) const {
-    inner[slot(at.place) * inner_stride + tile * 8 + i] = from_float<bf16>(silu(low) * high);
+  // Only now: what down reads of the routing before it waits is complete, and its weights come
+  // after these.
+  __device__ __forceinline__ void all_fetched() const { let_successor_begin(); }
+  __device__ __forceinline__ const bf16* columns(int) const { return staged; }
+  __device__ __forceinline__ float factor(int item, int part, int i) const {
+    const Place place = place_of(item);
+    return w
+        .factors[size_t(packed_tile(slots.expert(place.slot), place.tile + part)) * kTileRows + i];
+  }
+  __device__ __forceinline__ void finish(int item, int part, int i, float product) const {
+    const float high = __shfl_down_sync(0xffffffffu, product, kTileRows / 2);
+    const Place place = place_of(item);
+    if (part < 0 || i >= kTileRows / 2 || place.tile + part >= w.tiles) return;
+    inner[place.slot * inner_stride + (place.tile + part) * (kTileRows / 2) + i] =
+        from_float<bf16>(silu(product) * high);
   }
 };
 
+template <typename Unit>
 struct DownWork {
-  using Cursor = int;  // the slot
-
   const PackedMatrices& w;
   const Slots& slots;
-  SharedSlots own;
+  const RowPart& own;
   const Activations& inner;
-  uint4* staged;      // of the warp's tile: [slots, inner.cols / 8]
-  float* products;    // [slots, 16 tiles_a_block]
-  int slice_columns;  // of a warp
-  int tiles_a_block, first_tile;
+  bf16* staged;     // of the warp's slice: [slots, slice_columns]
+  float* products;  // [slots, outputs of a block]
+  int slice_columns;
+  int together, first_tile;
+  int of_lane = 0;
+  int next = 0;  // item to fetch
 
-  __device__ Cursor next(Cursor at, int items) const { return at + items; }
-  __device__ int matrix(Cursor at) const { return own.experts[at]; }
-  __device__ int tile(Cursor) const { return first_tile; }
-  __device__ int columns(Cursor) const { return 1; }
-  __device__ int input_row(Cursor at, int) const { return at; }
-  __device__ int items_known() const { return INT_MAX / kMaxWarps; }
-  __device__ void learn_items() const {}
-  // A warp brings its columns of all slots' inputs into shared memory, all at once.
-  __device__ Activations begin() const {
-    constexpr int kAtOnce = 5;  // loads of a lane
-    const int first = int(threadIdx.x) / kWarp % w.slices * slice_columns;
-    const int pieces = inner.cols / 8, end = min(first + slice_columns, inner.cols) / 8;
+  __device__ __forceinline__ unsigned packed_tile(int expert, int part) const {
+    return unsigned(expert * w.tiles + min(first_tile + part, w.tiles - 1));
+  }
+  __device__ __forceinline__ const uint8_t* next_tile() {
+    return w.data + size_t(packed_tile(slots.expert(next++, of_lane), own.part)) * w.tile_bytes;
+  }
+  __device__ int items_known() const { return slots.count; }
+  __device__ __forceinline__ void begin() {
     wait_for_predecessor();
-    for (int piece = first / 8 + int(threadIdx.x) % kWarp; piece < end; piece += kWarp) {
-      for (int slot = 0; slot < slots.count; slot += kAtOnce) {
-        uint4 v[kAtOnce];
+    constexpr int kAtOnce = 3;  // loads of a lane
+    const int first = own.first_unit * Unit::kInputs, pieces = slice_columns / 8;
+    const int lane = int(threadIdx.x) % kWarp, all = slots.count * pieces;
+    const auto* from = static_cast<const bf16*>(inner.data) + first;
+    for (int i = lane; i < all; i += kAtOnce * kWarp) {
+      uint4 v[kAtOnce];
 #pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) {
-          if (slot + k >= slots.count) break;
-          v[k] = *reinterpret_cast<const uint4*>(static_cast<const bf16*>(inner.data) +
-                                                 (slot + k) * inner.stride + piece * 8);
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int slot = int(unsigned(i + k * kWarp) / unsigned(pieces));
+        const int column = (i + k * kWarp - slot * pieces) * 8;
+        v[k] = make_uint4(0, 0, 0, 0);
+        if (slot < slots.count && first + column < inner.cols) {
+          v[k] = *reinterpret_cast<const uint4*>(from + slot * inner.stride + column);
         }
+      }
 #pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) {
-          if (slot + k < slots.count) staged[(slot + k) * pieces + piece] = v[k];
-        }
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (i + k * kWarp < all) reinterpret_cast<uint4*>(staged)[i + k * kWarp] = v[k];
       }
     }
     __syncwarp();
-    return {staged, inner.cols, slots.count, inner.cols};
   }
-  __device__ void finish(Cursor at, int tile, int i, int, float low, float high) const {
-    float* to = products + (at * tiles_a_block + tile - first_tile) * kTileRows + i;
-    to[0] = low;
-    to[8] = high;
+  __device__ void all_fetched() const {}
+  __device__ __forceinline__ const bf16* columns(int item) const {
+    return staged + item * slice_columns;
+  }
+  __device__ __forceinline__ float factor(int item, int part, int i) const {
+    return w.factors[size_t(packed_tile(slots.expert(item), part)) * kTileRows + i];
+  }
+  __device__ __forceinline__ void finish(int item, int part, int i, float product) const {
+    if (part >= 0) products[(item * together + part) * kTileRows + i] = product;
   }
 };
 
-template <typename Unit>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, StreamShape<Unit, 1>::kBlocks)
+template <typename Unit, typename Plan>
+__global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 64)
     gate_up_row_kernel(PackedMatrices w, Activations x, Slots slots, Activations inner,
-                       int together) {
+                       int together, int sums_bytes) {
   extern __shared__ __align__(16) uint8_t shared[];
-  auto* after = shared + StreamShape<Unit, 1>::shared_bytes(int(blockDim.x) / kWarp);
-  const int block = int(blockIdx.x), blocks = int(gridDim.x);
-  const int items_a_place = (w.tiles + together - 1) / together;
-  const int items = slots.count * items_a_place;
-  const GateUpWork work{.w = w,
+  const int ring_bytes = int(Plan::template ring_bytes<Unit>(int(blockDim.x) / kWarp));
+  const RowPart own(w);
+  const int items_a_place = int(unsigned(w.tiles + together - 1) / unsigned(together));
+  const int items = slots.count * items_a_place, block = int(blockIdx.x);
+  const int slice_columns = w.units_per_slice * Unit::kInputs;
+  GateUpWork<Unit> work{.w = w,
                         .slots = slots,
-                        .own = {reinterpret_cast<int*>(after)},
+                        .own = own,
                         .x = x,
                         .inner = static_cast<bf16*>(const_cast<void*>(inner.data)),
                         .inner_stride = inner.stride,
-                        .tiles_an_item = together,
-                        .tiles_a_place = items_a_place * together};
-  stream_products<Unit, 1>(w, work, {block / items_a_place, block % items_a_place * together},
-                           items > block ? (items - block + blocks - 1) / blocks : 0, together,
-                           shared);
+                        .staged = reinterpret_cast<bf16*>(shared + ring_bytes + sums_bytes) +
+                                  int(threadIdx.x) / kWarp * slice_columns,
+                        .together = together,
+                        .items_a_place = items_a_place,
+                        .index = block};
+  multiply_row<Unit, Plan>(w, own, work,
+                           int(unsigned(items - block + int(gridDim.x) - 1) / gridDim.x), together,
+                           shared, reinterpret_cast<float*>(shared + ring_bytes));
 }
 
-// One block a multiprocessor is all there are.
-template <typename Unit>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
-    down_row_kernel(PackedMatrices w, Activations inner, Slots slots, Results out, int together) {
+template <typename Unit, typename Plan>
+__global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 80)
+    down_row_kernel(PackedMatrices w, Activations inner, Slots slots, Results out, int together,
+                    int sums_bytes) {
   extern __shared__ __align__(16) uint8_t shared[];
   let_successor_begin();
-  auto* after = shared + StreamShape<Unit, 1>::shared_bytes(int(blockDim.x) / kWarp);
-  auto* staged = reinterpret_cast<uint4*>(after + slot_bytes(slots.count));
-  const int pieces = slots.count * inner.cols / 8, part = int(threadIdx.x) / kWarp / w.slices;
-  const SharedSlots own{reinterpret_cast<int*>(after),
-                        reinterpret_cast<float*>(after) + slots.count};
-  const int outputs = together * kTileRows;
-  const DownWork work{.w = w,
+  const int ring_bytes = int(Plan::template ring_bytes<Unit>(int(blockDim.x) / kWarp));
+  const RowPart own(w);
+  const int outputs = together * kTileRows, slice_columns = w.units_per_slice * Unit::kInputs;
+  float* const products = reinterpret_cast<float*>(shared + ring_bytes + sums_bytes);
+  auto* const staged = reinterpret_cast<bf16*>(products + slots.count * outputs);
+  __shared__ float weights[kMostRowSlots];
+  // Before the wait: gate_up let this one begin after its own predecessors had ended.
+  DownWork<Unit> work{.w = w,
                       .slots = slots,
                       .own = own,
                       .inner = inner,
-                      .staged = staged + part * pieces,
-                      .products = reinterpret_cast<float*>(staged + together * pieces),
-                      .slice_columns = w.units_per_slice * Unit::kInputs,
-                      .tiles_a_block = together,
-                      .first_tile = int(blockIdx.x) * together};
-  // Before the wait: gate_up let this one begin after its own predecessors had ended.
-  own.fill(slots);
-  stream_products<Unit, 1>(w, work, 0, slots.count, together, shared);
+                      .staged = staged + int(threadIdx.x) / kWarp * slots.count * slice_columns,
+                      .products = products,
+                      .slice_columns = slice_columns,
+                      .together = together,
+                      .first_tile = int(blockIdx.x) * together,
+                      .of_lane = slots.expert_of_lane()};
+  if (int(threadIdx.x) < slots.count) weights[threadIdx.x] = __ldcg(slots.weights + threadIdx.x);
+  multiply_row<Unit, Plan>(w, own, work, slots.count, together, shared,
+                           reinterpret_cast<float*>(shared + ring_bytes));
   __syncthreads();
+  const auto weight_of = [&](int slot) { return weights[slot]; };
   for (int e = int(threadIdx.x); e < outputs; e += int(blockDim.x)) {
     const int tile = work.first_tile + e / kTileRows;
     const int row = tile < w.tiles ? row_of(w, tile, e % kTileRows) : -1;
-    if (row < 0) continue;
-    store(out, 0, row,
-          sum_of_slots([&](int k) { return own.weights[k]; }, work.products + e, outputs,
-                       slots.count));
+    if (row >= 0) store(out, 0, row, sum_of_slots(weight_of, products + e, outputs, slots.count));
   }
+}
+
+template <typename Unit, bool kMuch>
+void launch_gate_up(const Context& context, const PackedMatrices& w, const Activations& x,
+                    const Slots& slots, const Activations& inner) {
+  using Plan = GateUpPlan<Unit, kMuch>;
+  const auto kernel = gate_up_row_kernel<Unit, Plan>;
+  const int together = tiles_of_item(w), warps = together * w.slices;
+  const unsigned items = unsigned(slots.count) * blocks_for(w.tiles, together);
+  const unsigned blocks = std::max(std::min(items, unsigned(context.device.num_processors)),
+                                   blocks_for(items, most_row_items(w, together)));
+  const size_t sums_bytes = row_sums_bytes(w, int(blocks_for(items, blocks)), together);
+  const size_t shared_bytes = Plan::template ring_bytes<Unit>(warps) + sums_bytes +
+                              size_t(warps * w.units_per_slice * Unit::kInputs) * sizeof(bf16);
+  allow_shared(kernel, shared_bytes);
+  launch(context, {.blocks = {blocks}, .threads = warps * kWarp, .shared_bytes = shared_bytes},
+         kernel, w, x, slots, inner, together, int(sums_bytes));
+}
+
+template <typename Unit, bool kMuch>
+void launch_down(const Context& context, const PackedMatrices& w, const Activations& inner,
+                 const Slots& slots, const Results& out) {
+  using Plan = DownPlan<Unit, kMuch>;
+  const auto kernel = down_row_kernel<Unit, Plan>;
+  const int together = tiles_of_item(w), warps = together * w.slices;
+  const size_t sums_bytes = row_sums_bytes(w, slots.count, together);
+  const size_t slot_bytes = size_t(together * kTileRows) * sizeof(float) +
+                            size_t(warps * w.units_per_slice * Unit::kInputs) * sizeof(bf16);
+  const size_t shared_bytes =
+      Plan::template ring_bytes<Unit>(warps) + sums_bytes + size_t(slots.count) * slot_bytes;
+  allow_shared(kernel, shared_bytes);
+  launch(context,
+         {.blocks = {blocks_for(w.tiles, together)},
+          .threads = warps * kWarp,
+          .shared_bytes = shared_bytes},
+         kernel, w, inner, slots, out, together, int(sums_bytes));
 }
 
 }  // namespace
@@ -200,36 +274,20 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
 void experts_row(const Context& context, const Activations& x, const Routing& routing,
                  const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
                  const Activations& inner, const Results& out) {
+  constexpr size_t kMuchBytes = 200 << 10;
+  const bool much = context.device.shared_bytes >= kMuchBytes;
   const Slots slots{.experts = static_cast<const int32_t*>(routing.experts.data),
                     .weights = static_cast<const float*>(routing.weights.data),
                     .count = int(routing.experts.cols),
                     .num_experts = num_experts,
                     .num_shared = routing.num_shared};
   with_unit(gate_up.format, [&]<typename Unit>(Unit) {
-    using Shape = StreamShape<Unit, 1>;
-    const auto kernel = gate_up_row_kernel<Unit>;
-    const int together = tiles_together(gate_up), warps = together * gate_up.slices;
-    const size_t shared_bytes = Shape::shared_bytes(warps) + slot_bytes(slots.count);
-    allow_shared(kernel, shared_bytes);
-    launch(context,
-           {.blocks = {unsigned(context.device.num_processors * Shape::kBlocks)},
-            .threads = warps * kWarp,
-            .shared_bytes = shared_bytes},
-           kernel, gate_up, x, slots, inner, together);
+    much ? launch_gate_up<Unit, true>(context, gate_up, x, slots, inner)
+         : launch_gate_up<Unit, false>(context, gate_up, x, slots, inner);
   });
   with_unit(down.format, [&]<typename Unit>(Unit) {
-    const auto kernel = down_row_kernel<Unit>;
-    const int together = tiles_together(down), warps = together * down.slices;
-    const size_t row_bytes =
-        together * (size_t(inner.cols) * sizeof(bf16) + kTileRows * sizeof(float));
-    const size_t shared_bytes = StreamShape<Unit, 1>::shared_bytes(warps) +
-                                slot_bytes(slots.count) + size_t(slots.count) * row_bytes;
-    allow_shared(kernel, shared_bytes);
-    launch(context,
-           {.blocks = {blocks_for(down.tiles, together)},
-            .threads = warps * kWarp,
-            .shared_bytes = shared_bytes},
-           kernel, down, inner, slots, out, together);
+    much ? launch_down<Unit, true>(context, down, inner, slots, out)
+         : launch_down<Unit, false>(context, down, inner, slots, out);
   });
 }
 

@@ -24,7 +24,9 @@ void linear(const Context& context, Tensor x, const Weight& w, Tensor out, bool 
   const Results results{out.data, out.stride, out.dtype == DType::kF32, accumulate};
   const auto& packed = resident_as<PackedMatrices>(w);
   void* memory = context.workspace.fit(inputs_bytes(x));
-  if (x.rows <= kFewRows) {
+  if (x.rows == 1) {
+    linear_row(context, inputs_of(context, x, memory), packed, results);
+  } else if (x.rows <= kFewRows) {
     linear_stream(context, inputs_of(context, x, memory), packed, results);
   } else if (x.rows <= kMaxStreamedRows && has_few_tiles(context, packed)) {
     linear_groups(context, inputs_of(context, x, memory), packed, results);
@@ -34,7 +36,7 @@ void linear(const Context& context, Tensor x, const Weight& w, Tensor out, bool 
 }
 
 bool can_multiply_norm(const Norm& norm, const Weight& w) {
-  return norm.out.cols == w.cols && can_stream_norm(norm, resident_as<PackedMatrices>(w));
+  return norm.out.cols == w.cols && can_multiply_norm_row(norm, resident_as<PackedMatrices>(w));
 }
 
 void norm_and_linear(const Context& context, const Norm& norm, const Weight& w, Tensor out,
@@ -42,7 +44,7 @@ void norm_and_linear(const Context& context, const Norm& norm, const Weight& w, 
   CHECK(norm.out.cols == w.cols && out.cols == w.rows && norm.x.rows == out.rows, "%s",
         w.name.c_str());
   const Results results{out.data, out.stride, out.dtype == DType::kF32, accumulate};
-  norm_and_linear_stream(context, norm, resident_as<PackedMatrices>(w), results);
+  norm_and_linear_row(context, norm, resident_as<PackedMatrices>(w), results);
 }
 
 }  // namespace nibble::cuda

@@ -95,6 +95,15 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < 4; ++i) row_scales[s][i] = Up::row_scale(w, row + 4 * i);
   }
+#pragma unroll
+  for (int s = 0; s < kSliceSteps; ++s) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) compute_now(a[s][i][j]);
+      compute_now(row_scales[s][i]);
+    }
+  }
   In x[kSliceSteps][4];
   const auto load = [&](int begin) {
     const bool is_row = begin + g < b.num_rows;
@@ -325,13 +334,24 @@ template <KvFormat format>
 struct OutputFactor {
   using Up = UpRows<format>;
   using Value = typename Up::Value;
-  typename Up::Along raw[kChunks][2];
+  uint32_t low[kChunks][4][2], high[kChunks][4][2];
 
-  __device__ __forceinline__ void fetch(const LatentUp& w, int64_t row, int slice, int t) {
+  __device__ __forceinline__ void make(const LatentUp& w, int64_t row, int slice, int t) {
+    typename Up::Along raw[kChunks][2];
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       raw[c][0] = Up::load_along(w, row, slice * kChunks + c, t);
       raw[c][1] = Up::load_along(w, row + 8, slice * kChunks + c, t);
+    }
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      Up::decode(raw[c][0], low[c]);
+      Up::decode(raw[c][1], high[c]);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) compute_now(low[c][j][i]), compute_now(high[c][j][i]);
+      }
     }
   }
 
@@ -343,9 +363,6 @@ struct OutputFactor {
     float pairs[2][tiles][4];  // of chunks: the first two, the last two
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      uint32_t low[4][2], high[4][2];
-      Up::decode(raw[c][0], low);
-      Up::decode(raw[c][1], high);
 #pragma unroll
       for (int n = 0; n < tiles; ++n) {
         if (n >= used) break;
@@ -357,7 +374,7 @@ struct OutputFactor {
         float acc[4] = {};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const uint32_t a[4] = {low[j][0], high[j][0], low[j][1], high[j][1]};
+          const uint32_t a[4] = {low[c][j][0], high[c][j][0], low[c][j][1], high[c][j][1]};
           const uint32_t factor[2] = {x[2 * j], x[2 * j + 1]};
           multiply(acc, a, factor, Value());
         }
@@ -392,7 +409,7 @@ struct OutputShared<1> {
 // Blocks: x = head and kOutputs outputs, y = rows. `averages`: where they are joined already, as
 // for several tiles. kShares: the blocks of a head are a cluster, which joins a row once.
 template <KvFormat format, typename Out, int tiles, bool kShares>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, tiles == 1 ? 1 : 2)
     join_kernel(Partials p, const uint16_t* averages, LatentUp w, OutputBlocks b, StepView step,
                 Matrix<Out> out) {
   using Up = UpRows<format>;
@@ -406,7 +423,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int begin = blockIdx.y * tiles * kRows, rows = min(tiles * kRows, b.num_rows - begin);
   const int64_t first = int64_t(head) * kUpRows + kNope + slab * kOutputs + tile * 16 + g;
   OutputFactor<format> factor;
-  if constexpr (format == KvFormat::kNvfp4) factor.fetch(w, first, slice, t);
+  if constexpr (format == KvFormat::kNvfp4) factor.make(w, first, slice, t);
   for (int i = threadIdx.x; i < tiles * kRows * kInputPitch / 8; i += kThreads) {
     reinterpret_cast<uint4*>(input)[i] = make_uint4(0, 0, 0, 0);
   }
@@ -442,7 +459,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           averages + (int64_t(begin + row) * b.heads + head) * kLatent)[piece];
     }
   }
-  if constexpr (format != KvFormat::kNvfp4) factor.fetch(w, first, slice, t);  // too wide to hold
+  if constexpr (format != KvFormat::kNvfp4) factor.make(w, first, slice, t);  // too wide to hold
   if constexpr (kShares) wait_for_cluster();
   __syncthreads();
   float sums[tiles][4];

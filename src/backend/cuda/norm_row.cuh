@@ -58,7 +58,7 @@ __device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<
       float d[kLaneColumns];
       unpack(delta, d);
       add_columns(d, v);
-      store_columns(v, column, norm.x.cols, added);
+      store_whole_columns(v, added + column);
     }
     sums[threadIdx.x] = squares(v);
   }
@@ -92,7 +92,7 @@ __device__ __forceinline__ void store_added(const NormRows<float>& norm, int64_t
   values.load(added + column);
   float v[kLaneColumns];
   unpack(values, v);
-  store_columns(v, column, norm.x.cols, norm.x.row(row));
+  store_whole_columns(v, norm.x.row(row) + column);
 }
 __device__ __forceinline__ void store_added(const NormRows<bf16>&, int64_t, const float*) {}
 

@@ -44,18 +44,21 @@ Activations slot_inputs(const Context& context, const Tensor& x, int tile_rows, 
 // What linear_tiles() and experts_tiles() take their activations as.
 Order order_of_tiles(const Context& context);
 
-// out (+)= x w^T, for 1 .. kMaxStreamedRows rows and for any number.
+// out (+)= x w^T: for one row; for 1 .. kMaxStreamedRows; for as many where the matrix has too few
+// tiles for linear_tiles(); for any number.
+void linear_row(const Context& context, const Activations& x, const PackedMatrices& w,
+                const Results& out);
 void linear_stream(const Context& context, const Activations& x, const PackedMatrices& w,
                    const Results& out);
-// The same where the matrix has too few tiles for linear_tiles().
 void linear_groups(const Context& context, const Activations& x, const PackedMatrices& w,
                    const Results& out);
-// linear_stream() of one row's norm, which is stored, too, as is x + delta.
-bool can_stream_norm(const Norm& norm, const PackedMatrices& w);
-void norm_and_linear_stream(const Context& context, const Norm& norm, const PackedMatrices& w,
-                            const Results& out);
 // `memory`: inputs_bytes().
 void linear_tiles(const Context& context, const Tensor& x, const PackedMatrices& w,
                   const Results& out, void* memory);
+
+// linear_row() of a norm's output, which is stored, too, as is x + delta.
+bool can_multiply_norm_row(const Norm& norm, const PackedMatrices& w);
+void norm_and_linear_row(const Context& context, const Norm& norm, const PackedMatrices& w,
+                         const Results& out);
 
 }  // namespace nibble::cuda

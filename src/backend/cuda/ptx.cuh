@@ -28,6 +28,15 @@ __device__ __forceinline__ void let_successor_begin() {
 #endif
 }
 
+// Computes a value here: what only weights give, the compiler would otherwise load and compute
+// after a wait that stands between.
+__device__ __forceinline__ void compute_now(uint32_t& value) {
+  asm volatile("" : "+r"(value));
+}
+__device__ __forceinline__ void compute_now(float& value) {
+  asm volatile("" : "+f"(value));
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* shared) {
   return uint32_t(__cvta_generic_to_shared(shared));
 }

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kFewWarps* kWarp, kEach > 2 || sizeof(W) > 2 ?
   const LaneBias<kEach> bias(choosing);  // long before it is used
   if constexpr (kWithNorm) {
     norm_row(norm, gains, t, squares_of, added, v);
-    if (blockIdx.x == 0 && column < cols) store_columns(v, column, cols, x.row(t));
+    if (blockIdx.x == 0 && column < cols) store_whole_columns(v, x.row(t) + column);
   } else if (column < cols) {
     load_columns(x.row(t), column, cols, v);
   }

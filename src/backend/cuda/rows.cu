@@ -60,7 +60,7 @@ struct SummedDelta {
 #pragma unroll
       for (int i = 0; i < kLaneColumns; ++i) sum[i] = fmaf(weight, product[i], sum[i]);
     }
-    store_columns(sum, column, out.cols, out.row(row));
+    store_whole_columns(sum, out.row(row) + column);
     __align__(16) bf16 rounded[kLaneColumns];
 #pragma unroll
     for (int i = 0; i < kLaneColumns; ++i) rounded[i] = from_float<bf16>(sum[i]);
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(RowColumns::kSteps* kWarp)
   delta.begin(t);
   float v[kLaneColumns];
   norm_row(norm, gains, t, sums, added, v, delta);
-  if (column < norm.x.cols) store_columns(v, column, norm.x.cols, norm.out.row(t));
+  if (column < norm.x.cols) store_whole_columns(v, norm.out.row(t) + column);
   store_added(norm, t, added);
 }
 
