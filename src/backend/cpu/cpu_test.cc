@@ -257,6 +257,13 @@ TEST(Multiply, Nvfp4HasTheSameBitsWhereMultiplyAddsAreFused) {
     const auto weights = decoded(weight, kOutputs, kOutputs);
     std::vector<float> want, got;
     check_products(w, weights.data(), workers.exact_kernel(w.format), 4e-3, &want);
+#if defined(__x86_64__)
+    if (instruction_sets().avx512vnni) {  // without VBMI too
+      const Kernel narrow{.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vnni};
+      check_products(w, weights.data(), narrow, 4e-3, &got);
+      EXPECT_EQ(got, want);
+    }
+#endif
     for_each_target([&](int64_t target) {
       const Kernel portable{.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
       check_products(w, weights.data(), portable, 4e-3, &got);

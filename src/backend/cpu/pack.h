@@ -13,7 +13,7 @@
 //
 // NVFP4 panels are not grouped. A panel is the 16 tensor scales (FP32), then blocks of 64 columns:
 //
-//   block  line 0: 4 x 16 block scales (E4M3), those of columns 0..15 of all outputs first
+//   block  line 0: a word an output, its 4 block scales (E4M3), that of columns 0..15 first
 //          line 1 + i, i = 0..7: a word an output, 8 codes as stored: columns 8i .. 8i + 7, low
 //          nibble first
 //

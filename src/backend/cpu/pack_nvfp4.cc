@@ -26,7 +26,7 @@ uint8_t* word_at(uint8_t* panel, int64_t word, int lane) {
   return panel + kLineBytes + word / 8 * kNvfp4BlockBytes + (1 + word % 8) * kLineBytes + lane * 4;
 }
 uint8_t* scale_at(uint8_t* panel, int64_t group, int lane) {
-  return panel + kLineBytes + group / 4 * kNvfp4BlockBytes + group % 4 * kPanelRows + lane;
+  return panel + kLineBytes + group / 4 * kNvfp4BlockBytes + lane * 4 + group % 4;
 }
 // kNvfp4Columns: the scale of a column.
 uint8_t* column_scale_at(uint8_t* panel, int64_t column) {
