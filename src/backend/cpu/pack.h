@@ -135,6 +135,9 @@ inline PanelRun panel_run(const PackedWeight& w, const PanelStack& stack, int64_
 std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool,
                                          bool exact = false);
 
+// Bytes of the memory that pack() takes, from the weight's shape and formats alone.
+int64_t packed_bytes(const Weight& weight, bool exact = false);
+
 // The weight's packed form; CHECKs that it was uploaded.
 const PackedWeight& packed(const Weight& weight);
 
