@@ -234,9 +234,14 @@ void add_eval_flags(CLI::App& app, EvalOptions& o) {
 
 void add_plan_flags(CLI::App& app, PlanOptions& o) {
   add_model_flags(app, o.model, /*runs=*/false);
-  app.add_option_group("plan")
+  auto* group = app.add_option_group("plan");
+  group
       ->add_option("--gpu-memory", o.gpu_memory,
                    "memory of the card, such as 16303MiB (default: of the card that is here)")
+      ->type_name("SIZE");
+  group
+      ->add_option("--memory", o.memory,
+                   "with --device cpu: memory that may be taken (default: what is free here)")
       ->type_name("SIZE");
 }
 

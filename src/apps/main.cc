@@ -42,8 +42,9 @@ void add_subcommands(CLI::App& app, Options& options) {
                  options.eval);
   add_bench_flags(*app.add_subcommand("bench", "measure speed beside the machine's own limits"),
                   options.bench);
-  add_plan_flags(*app.add_subcommand("plan", "say what fits on a card, before loading"),
-                 options.plan);
+  add_plan_flags(
+      *app.add_subcommand("plan", "say what fits on a card or in memory, before loading"),
+      options.plan);
   add_quantize_flags(*app.add_subcommand("quantize", "make an NVFP4 checkpoint of a BF16 one"),
                      options.quantize);
   add_prune_flags(*app.add_subcommand("prune", "leave out the experts that matter least"),

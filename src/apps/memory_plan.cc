@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "apps/runtime.h"
+#include "backend/cpu/inputs.h"
+#include "backend/cpu/pack.h"
 #include "engine/engine.h"
 
 namespace nibble {
@@ -13,12 +15,16 @@ namespace {
 // an H100 beyond the rest of the plan, equal for every format of the cache.
 constexpr int64_t kContextBytes = int64_t(400) << 20;
 
+// Without a card: the program's code, tokenizer, templates, threads and connections, as
+// /proc/PID/status shows them beyond the weights of a small model.
+constexpr int64_t kProgramBytes = int64_t(25) << 20;
+
 int64_t round_up(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;
 }
 
 // In the order of tensor-core fragments: tiles of 16 rows, units of 128 or 64 columns.
-int64_t packed_bytes(const Weight& w) {
+int64_t fragment_bytes(const Weight& w) {
   const int64_t rows = w.count * round_up(w.rows, 16);
   const int64_t factors = rows * int64_t(sizeof(float));
   switch (w.parts.front().format) {
@@ -62,6 +68,23 @@ int64_t workspace_bytes_of(const GlmConfig& c, int64_t rows) {
   return std::max(experts, slab + up + queries);
 }
 
+// What experts, expanded attention and the inputs of the widest product, as integers, take on a
+// host for a step of `rows`.
+int64_t host_workspace_bytes_of(const GlmConfig& c, int64_t rows) {
+  constexpr int64_t kSlab = 2048;  // positions that are expanded at once
+  constexpr int64_t kBF16 = 2, kF32 = 4;
+  const int64_t pairs = rows * (c.top_k + c.shared_experts);
+  const int64_t experts = pairs * (c.hidden + int64_t(c.expert_dim)) * kF32;
+  const MlaShape mla = c.mla();
+  const int64_t widest =
+      std::max<int64_t>({mla.heads * mla.value_dim, c.hidden, c.dense_dim, c.expert_dim});
+  const int64_t inputs = rows * input_row_bytes(InputFormat::kSplit16, widest);
+  const int64_t records = mla.heads * std::min(rows, kSlab) * (mla.query_dim() + mla.value_dim);
+  const int64_t sums = mla.heads * rows * (mla.value_dim + 2);
+  constexpr int64_t kBuffers = 10, kHugePage = int64_t(2) << 20;  // each ends inside a page
+  return experts + inputs + records * kBF16 + sums * kF32 + kBuffers * kHugePage;
+}
+
 }  // namespace
 
 int64_t card_bytes(const Weight& w) {
@@ -70,7 +93,7 @@ int64_t card_bytes(const Weight& w) {
     case Use::kHead:
     case Use::kExperts:
     case Use::kGatedExperts:
-      return packed_bytes(w);
+      return fragment_bytes(w);
     case Use::kTable:
     case Use::kLatentUp:
       return storage_bytes(w);
@@ -102,6 +125,25 @@ MemoryPlan plan_card(const GlmConfig& config, const GlmWeights& weights,
   plan.activation_bytes =
       GlmFlash::scratch_bytes(config, DType::kBF16, rows, Engine::logit_rows(engine));
   plan.workspace_bytes = workspace_bytes_of(config, rows);
+  return plan;
+}
+
+MemoryPlan plan_host(const GlmConfig& config, const GlmWeights& weights,
+                     const ModelOptions& options, int64_t budget_bytes) {
+  MemoryPlan plan{.budget_bytes = budget_bytes, .context_bytes = kProgramBytes, .on_host = true};
+  const bool exact = options.dtype == "float32";
+  GlmWeights visited = weights;
+  visited.for_each([&](Weight& w) {
+    const bool rescored = w.use == Use::kHead && !has_exact_logits(options) && has_codes(w);
+    if (w.use == Use::kHead && has_exact_logits(options)) w.use = Use::kLinear;
+    plan.weights_bytes += packed_bytes(w, exact);
+    if (w.use == Use::kTable || rescored) plan.host_bytes += storage_bytes(w);
+  });
+  const int rows = batched_tokens_of(options, 0);
+  const EngineOptions engine{.max_num_seqs = options.max_num_seqs, .max_num_batched_tokens = rows};
+  plan.activation_bytes =
+      GlmFlash::scratch_bytes(config, DType::kF32, rows, Engine::logit_rows(engine));
+  plan.workspace_bytes = host_workspace_bytes_of(config, rows);
   return plan;
 }
 

@@ -105,6 +105,7 @@ struct PruneFlags {
 struct PlanOptions {
   ModelOptions model{};
   std::string gpu_memory{};  // such as 16303MiB; empty: of the card that is here
+  std::string memory{};      // without a card: that may be taken; empty: what is free here
 };
 
 struct BenchOptions {

@@ -1,5 +1,5 @@
-// nibble plan: what fits on a card, before loading. Prints where the memory goes, draws it as a bar
-// and gives the longest context of each format of the cache.
+// nibble plan: what fits on a card, or without one in memory, before loading. Prints where the
+// memory goes, draws it as a bar and gives the longest context of each format of the cache.
 #include <algorithm>
 #include <cstdio>
 
@@ -9,6 +9,7 @@
 #include "apps/subcommands.h"
 #include "apps/terminal.h"
 #include "base/error.h"
+#include "base/memory_state.h"
 #include "model/glm_dummy.h"
 
 namespace nibble {
@@ -94,39 +95,94 @@ int64_t card_bytes_of(const PlanOptions& options) {
   return create_backend({.device = "cuda"})->memory().total_bytes;
 }
 
+// Whether the plan is for a host: --device cpu, or auto where neither a card nor a flag says else.
+bool is_for_host(const PlanOptions& options) {
+  const std::string& device = options.model.device;
+  const bool host = device == "cpu" || device == "reference" ||
+                    (device == "auto" && options.gpu_memory.empty() &&
+                     (!options.memory.empty() || !has_cuda_device()));
+  if (host && !options.gpu_memory.empty()) {
+    throw Error("--gpu-memory is that of a card, but --device is " + device +
+                ": use --memory, or leave --device out");
+  }
+  if (!host && !options.memory.empty()) {
+    throw Error("--memory is that of a machine without a card: use --gpu-memory, or --device cpu");
+  }
+  return host;
+}
+
+// Prints the plan; whether the model fits.
+bool print_plan(const MemoryPlan& plan, const std::string& title,
+                const std::vector<Piece>& pieces) {
+  std::printf("%s\n%s\n", title.c_str(), bar_of(pieces, plan.budget_bytes).c_str());
+  std::vector<std::vector<std::string>> rows;
+  for (const Piece& piece : pieces) {
+    rows.push_back({std::string(1, piece.mark) + " " + piece.name, mib(piece.bytes)});
+  }
+  if (!plan.on_host && plan.host_bytes > 0) {
+    rows.push_back({"  weights on the host", mib(plan.host_bytes)});
+  }
+  std::printf("%s\n", table(rows).c_str());
+  const int64_t cache = plan.cache_bytes();
+  if (cache > 0) return true;
+  std::printf(
+      "It does not fit: %s are missing. See --max-num-batched-tokens, --max-num-seqs, "
+      "or quantize the model further.\n",
+      mib(-cache).c_str());
+  return false;
+}
+
+int plan_for_host(const PlanOptions& options, const GlmConfig& config, const GlmWeights& weights) {
+  const ModelOptions& o = options.model;
+  const MemoryState here = host_memory();
+  const int64_t budget =
+      options.memory.empty() ? here.free_bytes : parse_size("--memory", options.memory);
+  const MemoryPlan plan = plan_host(config, weights, o, budget);
+  const int64_t cache = plan.cache_bytes();
+  const std::string title =
+      model_name(o.model) + " without a card, in " + mib(budget) +
+      (options.memory.empty() ? " that are free of " + mib(here.total_bytes) : "");
+  const bool fits = print_plan(plan, title,
+                               {{"weights", plan.weights_bytes, 'W'},
+                                {"rows read as stored", plan.host_bytes, 'R'},
+                                {"activations", plan.activation_bytes, 'A'},
+                                {"kernels' workspace", plan.workspace_bytes, 'A'},
+                                {"program", plan.context_bytes, 'P'},
+                                {"cache", cache, '.'}});
+  if (!fits) return 1;
+  print_contexts(config, o, cache);
+  const int64_t taken = host_cache_bytes(budget - plan.weights_bytes - plan.context_bytes);
+  if (o.kv_cache_memory_bytes == 0 && taken < cache) {
+    std::printf("The server takes %s for the cache; all of it with --kv-cache-memory-bytes %ld.\n",
+                mib(taken).c_str(), long(cache));
+  }
+  return 0;
+}
+
 }  // namespace
 
 int plan(const PlanOptions& options) {
   const ModelOptions& o = options.model;
+  const bool for_host = is_for_host(options);
   const auto folder = find_model(o.model);
   const GlmConfig config = config_of(o, folder);
   const GlmWeights weights = o.load_format == "dummy"
                                  ? dummy_weights(config)
                                  : GlmWeights::load(Checkpoint::open(folder), config);
+  if (for_host) return plan_for_host(options, config, weights);
   const int64_t card = card_bytes_of(options);
   const int64_t budget = card_budget_bytes(o, card);
   const MemoryPlan plan = plan_card(config, weights, o, budget);
   const int64_t cache = plan.cache_bytes();
-  const std::vector<Piece> pieces = {{"weights", plan.weights_bytes, 'W'},
-                                     {"activations", plan.activation_bytes, 'A'},
-                                     {"kernels' workspace", plan.workspace_bytes, 'A'},
-                                     {"driver", plan.context_bytes, 'D'},
-                                     {"cache", cache, '.'}};
-  std::printf("%s on a card of %s, of which %s may be taken\n%s\n", model_name(o.model).c_str(),
-              mib(card).c_str(), mib(budget).c_str(), bar_of(pieces, budget).c_str());
-  std::vector<std::vector<std::string>> rows;
-  for (const Piece& piece : pieces) {
-    rows.push_back({std::string(1, piece.mark) + " " + piece.name, mib(piece.bytes)});
-  }
-  if (plan.host_bytes > 0) rows.push_back({"  weights on the host", mib(plan.host_bytes)});
-  std::printf("%s\n", table(rows).c_str());
-  if (cache <= 0) {
-    std::printf(
-        "It does not fit: %s are missing. See --max-num-batched-tokens, --max-num-seqs, "
-        "or quantize the model further.\n",
-        mib(-cache).c_str());
-    return 1;
-  }
+  const std::string title = model_name(o.model) + " on a card of " + mib(card) + ", of which " +
+                            mib(budget) + " may be taken";
+  const bool fits = print_plan(plan, title,
+                               {{"weights", plan.weights_bytes, 'W'},
+                                {"activations", plan.activation_bytes, 'A'},
+                                {"kernels' workspace", plan.workspace_bytes, 'A'},
+                                {"driver", plan.context_bytes, 'D'},
+                                {"cache", cache, '.'}});
+  if (!fits) return 1;
   print_contexts(config, o, cache);
   return 0;
 }

@@ -76,7 +76,7 @@ int64_t page_bytes_of(const ModelOptions& o, const GlmConfig& config, KvFormat f
 int64_t cache_bytes_of(const ModelOptions& o, const Backend& backend) {
   if (o.kv_cache_memory_bytes > 0) return o.kv_cache_memory_bytes;
   const MemoryState memory = backend.memory();
-  if (!backend.is_card()) return std::min(int64_t(4) << 30, memory.free_bytes * 2 / 5);
+  if (!backend.is_card()) return host_cache_bytes(memory.free_bytes);
   const int64_t budget = card_budget_bytes(o, memory.total_bytes);
   const int64_t used = memory.total_bytes - memory.free_bytes;
   return std::min(budget - used, memory.free_bytes) - kCardReserveBytes;
@@ -150,6 +150,10 @@ class ByteProgress {
 };
 
 }  // namespace
+
+int64_t host_cache_bytes(int64_t free_bytes) {
+  return std::min(int64_t(4) << 30, free_bytes * 2 / 5);
+}
 
 int64_t card_limit_bytes(const ModelOptions& o) {
   return o.gpu_memory_limit.empty() ? 0 : parse_size("--gpu-memory-limit", o.gpu_memory_limit);

@@ -46,6 +46,9 @@ class Runtime {
   std::thread engine_thread_;
 };
 
+// What the cache takes of a host with so much free memory, where no flag says it.
+int64_t host_cache_bytes(int64_t free_bytes);
+
 // --gpu-memory-limit in bytes; 0 where it is not given. Throws Error that names the flag.
 int64_t card_limit_bytes(const ModelOptions& options);
 // What may be taken in all of a card of `card_bytes`, by --gpu-memory-limit or -utilization.

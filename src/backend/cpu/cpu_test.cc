@@ -213,6 +213,14 @@ std::vector<float> decoded(const Weight& w, int64_t first, int64_t count) {
   return weights;
 }
 
+int64_t bytes_of(const PackedWeight& w) {
+  int64_t bytes = 0;
+  for (const PanelStack* stack : {&w.panels, &w.keys, &w.key_rows}) {
+    if (stack->matrices > 0) bytes += stack->matrices * stack->first.bytes();
+  }
+  return bytes;
+}
+
 TEST(Multiply, AnOutputIsTheSameForAnyRowsAndPanels) {
   Workers workers(1);
   Arena arena;
@@ -223,6 +231,7 @@ TEST(Multiply, AnOutputIsTheSameForAnyRowsAndPanels) {
     const auto packed_weight = pack(m.weight, arena, workers.pool());
     const auto weights = decoded(m.weight, kOutputs, kOutputs);
     const Panels w = packed_weight->panels.matrix(1);
+    EXPECT_EQ(packed_bytes(m.weight), bytes_of(*packed_weight));
     for_each_target([&](int64_t) {
       check_products(w, weights.data(), {.input = InputFormat::kF32, .multiply = multiply_f32},
                      1e-4);
@@ -254,9 +263,17 @@ TEST(Multiply, Nvfp4HasTheSameBitsWhereMultiplyAddsAreFused) {
     const auto packed_weight = pack(weight, arena, workers.pool());
     const Panels w = packed_weight->panels.matrix(1);
     ASSERT_EQ(w.format, PanelFormat::kNvfp4);
+    EXPECT_EQ(packed_bytes(weight), bytes_of(*packed_weight));
     const auto weights = decoded(weight, kOutputs, kOutputs);
     std::vector<float> want, got;
     check_products(w, weights.data(), workers.exact_kernel(w.format), 4e-3, &want);
+#if defined(__x86_64__)
+    if (instruction_sets().avx512vnni) {  // without VBMI too
+      const Kernel narrow{.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vnni};
+      check_products(w, weights.data(), narrow, 4e-3, &got);
+      EXPECT_EQ(got, want);
+    }
+#endif
     for_each_target([&](int64_t target) {
       const Kernel portable{.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
       check_products(w, weights.data(), portable, 4e-3, &got);
@@ -293,6 +310,7 @@ TEST(Multiply, Nvfp4ColumnsHaveTheSameBitsWhereMultiplyAddsAreFused) {
     const auto packed_weight = pack(weight, arena, workers.pool());
     const Panels w = packed_weight->keys.matrix(1);
     ASSERT_EQ(w.format, PanelFormat::kNvfp4Columns);
+    EXPECT_EQ(packed_bytes(weight), bytes_of(*packed_weight));
     const auto rows = decoded(weight, kRows, inputs);
     std::vector<float> columns(rows.size());
     for (int64_t k = 0; k < inputs; ++k) {

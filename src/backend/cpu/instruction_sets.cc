@@ -54,6 +54,7 @@ InstructionSets instruction_sets() {
   const bool avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   sets.avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  sets.avx512vbmi = sets.avx512vnni && __builtin_cpu_supports("avx512vbmi");
   sets.fast_avx512bf16 = avx512 && __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16");
   sets.amx_bf16 = avx512 && has_amx_bf16();
 #endif

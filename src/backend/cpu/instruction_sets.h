@@ -11,6 +11,7 @@ std::string vector_target_name();
 // Those that Highway does not know.
 struct InstructionSets {
   bool avx512vnni = false;
+  bool avx512vbmi = false;  // and VNNI
   bool amx_bf16 = false;
   // AVX512-BF16 with dot products that are faster than FP32 multiply-adds: AMD's do twice as many
   // operations a cycle, Intel's fewer.

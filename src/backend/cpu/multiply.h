@@ -60,10 +60,11 @@ void multiply_f32(const Product& product, Scratch<uint8_t>& scratch);
 // kBF16 panels by BF16 dot products (AVX512-BF16).                        inputs kBF16
 void multiply_bf16_avx512bf16(const Product& product, Scratch<uint8_t>& scratch);
 
-// kNvfp4 panels by sums of integers; the same bits from both.             inputs kInt16
+// kNvfp4 panels by sums of integers; the same bits from all.              inputs kInt16
 void multiply_nvfp4(const Product& product, Scratch<uint8_t>& scratch);
 //                                                                         inputs kSplit16
 void multiply_nvfp4_avx512vnni(const Product& product, Scratch<uint8_t>& scratch);
+void multiply_nvfp4_avx512vbmi(const Product& product, Scratch<uint8_t>& scratch);
 
 // kNvfp4Columns panels in FP32 arithmetic.                                inputs kF32
 void multiply_nvfp4_columns(const Product& product, Scratch<uint8_t>& scratch);

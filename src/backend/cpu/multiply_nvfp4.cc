@@ -46,8 +46,9 @@ HWY_INLINE void sum_group(const uint8_t* line, const int32_t* const* x, int64_t 
   sums[0] = set(float(sum * 256));
 }
 
-HWY_INLINE FloatVec block_scales(const uint8_t* e4m3) {
-  return set(e4m3_to_float(*e4m3));
+// The scales of group g of a vector of outputs' words.
+HWY_INLINE FloatVec block_scales(const uint8_t* words, int g) {
+  return set(e4m3_to_float(words[g]));
 }
 
 #else
@@ -112,9 +113,10 @@ HWY_INLINE void sum_group(const uint8_t* line, const int32_t* const* x, int64_t 
   }
 }
 
-HWY_INLINE FloatVec block_scales(const uint8_t* e4m3) {
-  const hn::Rebind<uint8_t, Words> bytes;
-  const WordVec code = hn::PromoteTo(Words(), hn::LoadU(bytes, e4m3));
+// The scales of group g of a vector of outputs' words.
+HWY_INLINE FloatVec block_scales(const uint8_t* words, int g) {
+  const WordVec four = hn::LoadU(Words(), reinterpret_cast<const uint32_t*>(words));
+  const WordVec code = hn::And(hn::ShiftRightSame(four, 8 * g), hn::Set(Words(), 0x7fu));
   return hn::Mul(hn::BitCast(Floats(), hn::ShiftLeft<20>(code)), set(0x1p120f));
 }
 
@@ -148,7 +150,7 @@ HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64
         const uint8_t* line = block + (1 + g * 2) * kLineBytes + v * kLanes * 4;
         FloatVec sums[kRows];
         sum_group<kRows>(line, x, b * 32 + g * 8, sums);
-        const FloatVec scale = block_scales(block + g * kPanelRows + v * kLanes);
+        const FloatVec scale = block_scales(block + v * kLanes * 4, g);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           total[r][v] = hn::MulAdd(sums[r], scale, total[r][v]);

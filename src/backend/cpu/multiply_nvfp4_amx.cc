@@ -72,10 +72,12 @@ void decode_panel(const Panels& w, int64_t p, uint8_t* out) {
   const int64_t blocks = w.lines * kLineBytes / kNvfp4BlockBytes;
   const uint8_t* block = w.panel(p) + kLineBytes;
   for (int64_t b = 0; b < blocks; ++b, block += kNvfp4BlockBytes) {
+    const __m512i scales = _mm512_load_si512(block);
     for (int g = 0; g < 4; ++g) {
-      const __m128i codes = _mm_load_si128((const __m128i*)(block + g * kPanelRows));
-      const __m512 scale = _mm512_mul_ps(
-          _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(codes), 7)), _mm512_set1_ps(256));
+      const __m512i code = _mm512_and_si512(_mm512_srlv_epi32(scales, _mm512_set1_epi32(8 * g)),
+                                            _mm512_set1_epi32(0x7f));
+      const __m512 scale =
+          _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(code, 20)), _mm512_set1_ps(0x1p120f));
       for (int half = 0; half < 2; ++half) {
         __m512i word = _mm512_load_si512(block + (1 + g * 2 + half) * kLineBytes);
 #pragma GCC unroll 4

@@ -85,15 +85,28 @@ void store_output(const void* units, const Panels& panels, int64_t p, int lane) 
   for (int64_t i = 0; i < panels.lines; ++i) std::memcpy(to + i * stride, from + i * 4, 4);
 }
 
+Panels float_panels(bool f32, int64_t rows, int64_t cols) {
+  return {.format = f32 ? PanelFormat::kF32 : PanelFormat::kBF16,
+          .rows = rows,
+          .cols = cols,
+          .lines = f32 ? cols : (cols + 1) / 2};
+}
+
+Panels row_panels(const Outputs& outputs) {
+  return float_panels(!fits_bf16(outputs.weight), outputs.count(), outputs.weight.cols);
+}
+
+Panels column_panels(const Weight& w, const RowRange& range) {
+  bool f32 = !fits_bf16(w);
+  for (const WeightPart& part : w.parts) f32 |= part.global_scale != w.parts[0].global_scale;
+  return float_panels(f32, w.cols, range.count);
+}
+
 // Rows of the weight as outputs.
 PanelStack pack_rows(const Outputs& outputs, Packer& packer) {
   const Weight& w = outputs.weight;
-  const bool f32 = !fits_bf16(w);
-  PanelStack stack = packer.new_stack({.format = f32 ? PanelFormat::kF32 : PanelFormat::kBF16,
-                                       .rows = outputs.count(),
-                                       .cols = w.cols,
-                                       .lines = f32 ? w.cols : (w.cols + 1) / 2},
-                                      w.count);
+  PanelStack stack = packer.new_stack(row_panels(outputs), w.count);
+  const bool f32 = stack.first.format == PanelFormat::kF32;
   float* scales = !f32 && has_scales(w) ? packer.new_scales(stack) : nullptr;
   const int64_t panels = stack.first.count();
   packer.pool().parallel_for(w.count * panels, [&](int64_t p) {
@@ -120,13 +133,8 @@ PanelStack pack_rows(const Outputs& outputs, Packer& packer) {
 // Columns of the weight as outputs: the tensor's scale then lies along K, so it must be one.
 PanelStack pack_columns(const Weight& w, const RowRange& range, Packer& packer) {
   const float scale = w.parts[0].global_scale;
-  bool f32 = !fits_bf16(w);
-  for (const WeightPart& part : w.parts) f32 |= part.global_scale != scale;
-  PanelStack stack = packer.new_stack({.format = f32 ? PanelFormat::kF32 : PanelFormat::kBF16,
-                                       .rows = w.cols,
-                                       .cols = range.count,
-                                       .lines = f32 ? range.count : (range.count + 1) / 2},
-                                      w.count);
+  PanelStack stack = packer.new_stack(column_panels(w, range), w.count);
+  const bool f32 = stack.first.format == PanelFormat::kF32;
   if (!f32 && scale != 1.0f) {
     std::fill_n(packer.new_scales(stack), w.count * stack.first.count() * kPanelRows, scale);
   }
@@ -210,6 +218,25 @@ std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, Thr
   }
   drop_pages(weight);
   return result;
+}
+
+int64_t packed_bytes(const Weight& w, bool exact) {
+  if (w.use == Use::kTable) return 0;
+  if (w.use == Use::kVector) return w.total_rows() * w.cols * int64_t(sizeof(float));
+  const auto bytes_of = [&](const Outputs& outputs) {
+    const bool nvfp4 = !exact && fits_nvfp4(outputs);
+    return w.count * (nvfp4 ? nvfp4_panels(outputs.count(), w.cols) : row_panels(outputs)).bytes();
+  };
+  if (w.use != Use::kLatentUp) {
+    const Outputs all = all_outputs(w);
+    const bool int8 = !exact && w.use == Use::kHead && !fits_nvfp4(all);
+    return int8 ? int8_panels(w).bytes() : bytes_of(all);
+  }
+  const RowRange keys{0, w.key_rows}, values{w.key_rows, w.rows - w.key_rows};
+  const bool nvfp4 = !exact && fits_nvfp4_keys(w);
+  const Panels columns = nvfp4 ? nvfp4_key_panels(w) : column_panels(w, keys);
+  const int64_t key_rows = w.key_rows % kPanelRows == 0 ? bytes_of({w, keys}) : 0;
+  return w.count * columns.bytes() + bytes_of({w, values}) + key_rows;
 }
 
 const PackedWeight& packed(const Weight& weight) {

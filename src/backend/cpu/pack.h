@@ -13,7 +13,7 @@
 //
 // NVFP4 panels are not grouped. A panel is the 16 tensor scales (FP32), then blocks of 64 columns:
 //
-//   block  line 0: 4 x 16 block scales (E4M3), those of columns 0..15 of all outputs first
+//   block  line 0: a word an output, its 4 block scales (E4M3), that of columns 0..15 first
 //          line 1 + i, i = 0..7: a word an output, 8 codes as stored: columns 8i .. 8i + 7, low
 //          nibble first
 //
@@ -134,6 +134,9 @@ inline PanelRun panel_run(const PackedWeight& w, const PanelStack& stack, int64_
 // kernels can take FP32 inputs.
 std::shared_ptr<const PackedWeight> pack(const Weight& weight, Arena& arena, ThreadPool& pool,
                                          bool exact = false);
+
+// Bytes of the memory that pack() takes, from the weight's shape and formats alone.
+int64_t packed_bytes(const Weight& weight, bool exact = false);
 
 // The weight's packed form; CHECKs that it was uploaded.
 const PackedWeight& packed(const Weight& weight);

@@ -38,14 +38,17 @@ double store_row(const std::vector<float>& row, uint8_t* panel, int lane) {
 
 }  // namespace
 
-PanelStack pack_int8(const Weight& w, Packer& packer) {
+Panels int8_panels(const Weight& w) {
   const int64_t cols = (w.cols + kColumnsAtOnce - 1) / kColumnsAtOnce * kColumnsAtOnce;
-  const PanelStack stack = packer.new_stack({.format = PanelFormat::kInt8,
-                                             .rows = w.rows,
-                                             .cols = w.cols,
-                                             .lines = 2 + cols / 4,
-                                             .group_panels = 1},
-                                            1);
+  return {.format = PanelFormat::kInt8,
+          .rows = w.rows,
+          .cols = w.cols,
+          .lines = 2 + cols / 4,
+          .group_panels = 1};
+}
+
+PanelStack pack_int8(const Weight& w, Packer& packer) {
+  const PanelStack stack = packer.new_stack(int8_panels(w), 1);
   std::vector<double> norms(size_t(stack.first.count()), 0.0);
   packer.pool().parallel_for(stack.first.count(), [&](int64_t p) {
     std::vector<float> row(static_cast<size_t>(w.cols));

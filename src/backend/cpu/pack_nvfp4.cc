@@ -13,20 +13,12 @@ namespace {
 constexpr int kWordCodes = 8;
 constexpr uint32_t kCodeSigns = 0x88888888u;
 
-Panels nvfp4_panels(int64_t rows, int64_t cols) {
-  return {.format = PanelFormat::kNvfp4,
-          .rows = rows,
-          .cols = cols,
-          .lines = 1 + (cols + kNvfp4Columns - 1) / kNvfp4Columns * (kNvfp4BlockBytes / kLineBytes),
-          .group_panels = 1};
-}
-
 // Word `word` (8 columns) of a lane, and the scale of 16 columns, in a panel.
 uint8_t* word_at(uint8_t* panel, int64_t word, int lane) {
   return panel + kLineBytes + word / 8 * kNvfp4BlockBytes + (1 + word % 8) * kLineBytes + lane * 4;
 }
 uint8_t* scale_at(uint8_t* panel, int64_t group, int lane) {
-  return panel + kLineBytes + group / 4 * kNvfp4BlockBytes + group % 4 * kPanelRows + lane;
+  return panel + kLineBytes + group / 4 * kNvfp4BlockBytes + lane * 4 + group % 4;
 }
 // kNvfp4Columns: the scale of a column.
 uint8_t* column_scale_at(uint8_t* panel, int64_t column) {
@@ -89,6 +81,20 @@ void keep_factors(const Outputs& outputs, PanelStack& stack, PackedWeight& owner
 
 }  // namespace
 
+Panels nvfp4_panels(int64_t rows, int64_t cols) {
+  return {.format = PanelFormat::kNvfp4,
+          .rows = rows,
+          .cols = cols,
+          .lines = 1 + (cols + kNvfp4Columns - 1) / kNvfp4Columns * (kNvfp4BlockBytes / kLineBytes),
+          .group_panels = 1};
+}
+
+Panels nvfp4_key_panels(const Weight& w) {
+  Panels panels = nvfp4_panels(w.cols, w.key_rows);
+  panels.format = PanelFormat::kNvfp4Columns;
+  return panels;
+}
+
 bool fits_nvfp4(const Outputs& outputs) {
   const Weight& w = outputs.weight;
   const RowRange& range = outputs.range;
@@ -137,9 +143,7 @@ PanelStack pack_nvfp4(const Outputs& outputs, Packer& packer) {
 // The 16 outputs of a panel are the 16 columns of a block, which share its scale. What is a factor
 // of an input elsewhere is one of an output here.
 PanelStack pack_nvfp4_keys(const Weight& w, Packer& packer) {
-  Panels shape = nvfp4_panels(w.cols, w.key_rows);
-  shape.format = PanelFormat::kNvfp4Columns;
-  const PanelStack stack = packer.new_stack(shape, w.count);
+  const PanelStack stack = packer.new_stack(nvfp4_key_panels(w), w.count);
   const int64_t panels = stack.first.count();
   packer.pool().parallel_for(w.count * panels, [&](int64_t i) {
     uint8_t* panel = panel_of(stack, i / panels, i % panels);

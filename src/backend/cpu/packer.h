@@ -93,6 +93,11 @@ bool fits_nvfp4(const Outputs& outputs);
 // Whether the key rows of each head are NVFP4 of one part.
 bool fits_nvfp4_keys(const Weight& weight);
 
+// The shapes of the stacks below, without memory.
+Panels nvfp4_panels(int64_t rows, int64_t cols);
+Panels nvfp4_key_panels(const Weight& weight);
+Panels int8_panels(const Weight& weight);
+
 PanelStack pack_nvfp4(const Outputs& outputs, Packer& packer);
 // kLatentUp: PackedWeight::keys.
 PanelStack pack_nvfp4_keys(const Weight& weight, Packer& packer);

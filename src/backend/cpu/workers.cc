@@ -26,6 +26,8 @@ Kernel best_kernel(PanelFormat format, [[maybe_unused]] const InstructionSets& s
                 .tile_rows = 32,
                 .block_bytes = 1 << 20};
       }
+      if (sets.avx512vbmi)
+        return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vbmi};
       if (sets.avx512vnni)
         return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vnni};
 #endif
