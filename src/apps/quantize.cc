@@ -99,11 +99,11 @@ double share_of(const std::string& budget) {
 // Losses are measured on a first part of the tokens.
 std::vector<SiteLoss> losses_of(const Recipe& recipe, const GlmConfig& config,
                                 const GlmWeights& weights, Backend& backend,
-                                std::vector<std::vector<int32_t>> samples, ThreadPool& pool,
+                                std::vector<CalibrationSample> samples, ThreadPool& pool,
                                 ProgressLine& line) {
   size_t rows = 0, count = 0;
   while (count < samples.size() && rows < CalibrationTokens::kSlabRows) {
-    rows += samples[count++].size();
+    rows += samples[count++].tokens.size();
   }
   samples.resize(count);
   const CalibrationTokens tokens(samples);
@@ -153,7 +153,7 @@ int quantize(const QuantizeFlags& flags) {
   ThreadPool pool(threads);
   const auto backend = create_backend({.device = c.device, .threads = threads});
   if (!flags.budget.empty()) job.options.budget = share_of(flags.budget);
-  std::vector<std::vector<int32_t>> samples;
+  std::vector<CalibrationSample> samples;
   std::optional<CalibrationTokens> tokens;
   std::optional<LayerRunner> runner;
   if (job.options.recipe != "rtn") {

@@ -80,15 +80,19 @@ void LayerRunner::begin_head() {
   head_ = std::make_unique<GlmFlash>(config_, weights_, backend_, kHeadRows, kHeadRows);
 }
 
-void LayerRunner::run_head(const Slab& slab, const LogitsObserver& observer) {
-  const int64_t hidden = config_.hidden, last = slab.batch.rows();
-  std::vector<float> stream_rows(size_t(kHeadRows * hidden)), logits;
+void LayerRunner::run_head(const Slab& slab, const std::vector<int>& rows,
+                           const LogitsObserver& observer) {
+  const int64_t hidden = config_.hidden, last = int64_t(rows.size());
+  std::vector<float> values(size_t(kHeadRows * hidden)), logits;
   for (int64_t first = 0; first < last; first += kHeadRows) {
     const int64_t count = std::min<int64_t>(kHeadRows, last - first);
-    stream(Version::kOriginal).read(slab.first_row + first, count, stream_rows.data());
-    backend_.write(x_, stream_rows.data(), size_t(count * hidden) * sizeof(float));
-    const auto begin = slab.batch.tokens.begin() + first;
-    const Batch batch{.tokens = {begin, begin + count}, .segments = {{.num_rows = int(count)}}};
+    Batch batch{.segments = {{.num_rows = int(count)}}};
+    for (int64_t r = 0; r < count; ++r) {
+      const int row = rows[size_t(first + r)];
+      stream(Version::kOriginal).read(slab.first_row + row, 1, values.data() + r * hidden);
+      batch.tokens.push_back(slab.batch.tokens[size_t(row)]);
+    }
+    backend_.write(x_, values.data(), size_t(count * hidden) * sizeof(float));
     const Tensor out = head_->head(batch, {x_, DType::kF32, count, hidden});
     logits.resize(size_t(count * config_.vocab));
     backend_.read(out.data, logits.data(), logits.size() * sizeof(float));

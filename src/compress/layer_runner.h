@@ -46,11 +46,11 @@ class LayerRunner {
   void run(Version version, Block block, const Slab& slab, const std::set<Site>& sites,
            bool advance, const Observer& observer);
 
-  // Shows the logits [rows, vocab] that the original version has for rows of a slab, counted from
-  // `first`, kHeadRows at a time; valid during the call.
+  // Shows the logits [count, vocab] that the original version has for some rows of a slab, from
+  // rows[first] on, kHeadRows at a time; valid during the call.
   using LogitsObserver =
-      std::function<void(int64_t first, int64_t rows, const std::vector<float>& logits)>;
-  void run_head(const Slab& slab, const LogitsObserver& observer);
+      std::function<void(int64_t first, int64_t count, const std::vector<float>& logits)>;
+  void run_head(const Slab& slab, const std::vector<int>& rows, const LogitsObserver& observer);
   static constexpr int kHeadRows = 64;
 
   // |quantized - original| / |original| of the streams as they are now.

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace nibble {
 namespace {
 
-constexpr double kUncertainShare = 0.5;
+// The parts of a weight; what they leave is the same for all tokens.
+constexpr double kOwnPart = 0.25, kReadersPart = 0.5;
 
 }  // namespace
 
@@ -19,6 +21,24 @@ double uncertainty(const float* logits, int64_t count) {
     squares += p * p;
   }
   return 1 - squares / (sum * sum);
+}
+
+std::vector<float> token_weights(const CalibrationTokens& tokens, const std::vector<float>& u) {
+  std::vector<float> weights(u.size(), 1.0f);
+  const double mean = std::accumulate(u.begin(), u.end(), 0.0) / double(u.size());
+  if (mean == 0) return weights;
+  for (const Slab& slab : tokens.slabs()) {
+    for (const Segment& sample : slab.batch.segments) {
+      double readers = 0;
+      for (int i = sample.num_rows - 1; i >= 0; --i) {
+        const auto row = size_t(slab.first_row + sample.first_row + i);
+        readers += u[row] / double(i + 1);
+        weights[row] = float(1 - kOwnPart - kReadersPart +
+                             (kOwnPart * u[row] + kReadersPart * readers) / mean);
+      }
+    }
+  }
+  return weights;
 }
 
 std::vector<float> measure_token_weights(LayerRunner& runner, ThreadPool& pool,
@@ -37,21 +57,18 @@ std::vector<float> measure_token_weights(LayerRunner& runner, ThreadPool& pool,
   }
   on_layer(num_layers);
   runner.begin_head();
-  std::vector<float> weights(size_t(runner.tokens().num_tokens()));
+  std::vector<float> u(size_t(runner.tokens().num_tokens()));
   for (const Slab& slab : runner.tokens().slabs()) {
-    runner.run_head(slab, [&](int64_t first, int64_t rows, const std::vector<float>& logits) {
-      pool.parallel_for(rows, [&](int64_t r) {
-        weights[size_t(slab.first_row + first + r)] =
-            float(uncertainty(logits.data() + r * vocab, vocab));
-      });
-    });
+    const std::vector<int>& rows = slab.before_reply;
+    runner.run_head(slab, rows,
+                    [&](int64_t first, int64_t count, const std::vector<float>& logits) {
+                      pool.parallel_for(count, [&](int64_t r) {
+                        u[size_t(slab.first_row + rows[size_t(first + r)])] =
+                            float(uncertainty(logits.data() + r * vocab, vocab));
+                      });
+                    });
   }
-  double mean = 0;
-  for (const float u : weights) mean += u / double(weights.size());
-  for (float& w : weights) {
-    w = float(1 - kUncertainShare + (mean > 0 ? kUncertainShare * w / mean : kUncertainShare));
-  }
-  return weights;
+  return token_weights(runner.tokens(), u);
 }
 
 }  // namespace nibble

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -22,16 +23,31 @@ TEST(TokenWeights, UncertaintyIsOneLessTheSquaresOfTheProbabilities) {
   EXPECT_NEAR(uncertainty(two.data(), 3), 1 - 0.75 * 0.75 - 0.25 * 0.25, 1e-6);
 }
 
-TEST(TokenWeights, AreHalfUncertaintyWithMeanOne) {
+TEST(TokenWeights, GrowWithTheUncertaintyOfThePredictionsThatReadThem) {
+  const CalibrationTokens tokens({{.tokens = {1, 2}}, {.tokens = {3, 4, 5}}});
+  const std::vector<float> w = token_weights(tokens, {0, 0.5f, 0, 0, 0.75f});
+  const double m = 1.25 / 5;
+  const double want[] = {0.25 + 0.5 * 0.25 / m, 0.25 + (0.25 * 0.5 + 0.5 * 0.25) / m,
+                         0.25 + 0.5 * 0.25 / m, 0.25 + 0.5 * 0.25 / m,
+                         0.25 + (0.25 * 0.75 + 0.5 * 0.25) / m};
+  for (size_t t = 0; t < w.size(); ++t) EXPECT_FLOAT_EQ(w[t], float(want[t])) << t;
+  EXPECT_NEAR(std::accumulate(w.begin(), w.end(), 0.0), 5, 1e-6);
+  EXPECT_EQ(token_weights(tokens, std::vector<float>(5)), std::vector<float>(5, 1.0f));
+}
+
+TEST(TokenWeights, AreMeasuredBeforeReplies) {
   const GlmConfig config = GlmConfig::load(kPocket);
   const Checkpoint checkpoint = Checkpoint::open(kPocket);
   const GlmWeights weights = GlmWeights::load(checkpoint, config);
   ThreadPool pool(2);
   const auto backend = create_backend({.device = "cpu", .threads = 2});
   // More rows than the head takes at once, in two slabs.
-  std::vector<std::vector<int32_t>> samples(CalibrationTokens::kSlabRows / 33 + 1);
+  std::vector<CalibrationSample> samples(CalibrationTokens::kSlabRows / 33 + 1);
   for (size_t s = 0; s < samples.size(); ++s) {
-    for (int i = 0; i < 33; ++i) samples[s].push_back(int32_t((s * 211 + size_t(i) * 37) % 6000));
+    for (size_t i = 0; i < 33; ++i) {
+      samples[s].tokens.push_back(int32_t((s * 211 + i * 37) % 6000));
+      samples[s].before_reply.push_back(i % 3 == 1);
+    }
   }
   const CalibrationTokens tokens(samples);
   ASSERT_EQ(tokens.slabs().size(), 2u);
@@ -39,27 +55,23 @@ TEST(TokenWeights, AreHalfUncertaintyWithMeanOne) {
   std::vector<int> layers;
   const std::vector<float> w =
       measure_token_weights(runner, pool, [&](int layer) { layers.push_back(layer); });
-  std::vector<int> want(size_t(config.num_layers + 1));
-  std::iota(want.begin(), want.end(), 0);
-  EXPECT_EQ(layers, want);
+  std::vector<int> all(size_t(config.num_layers + 1));
+  std::iota(all.begin(), all.end(), 0);
+  EXPECT_EQ(layers, all);
 
-  std::vector<double> u;
+  std::vector<float> u(w.size());
   for (const Slab& slab : tokens.slabs()) {
-    runner.begin_head();
-    runner.run_head(slab, [&](int64_t, int64_t rows, const std::vector<float>& logits) {
-      for (int64_t r = 0; r < rows; ++r) {
-        u.push_back(uncertainty(logits.data() + r * config.vocab, config.vocab));
-      }
-    });
+    auto row = size_t(slab.first_row + 1);
+    EXPECT_EQ(slab.before_reply.size(), size_t(slab.batch.rows()) / 3);
+    runner.run_head(slab, slab.before_reply,
+                    [&](int64_t, int64_t count, const std::vector<float>& logits) {
+                      for (int64_t r = 0; r < count; ++r, row += 3) {
+                        u[row] = float(uncertainty(logits.data() + r * config.vocab, config.vocab));
+                      }
+                    });
   }
-  const double mean = std::accumulate(u.begin(), u.end(), 0.0) / double(u.size());
-  ASSERT_EQ(w.size(), u.size());
-  EXPECT_EQ(int64_t(w.size()), tokens.num_tokens());
-  for (size_t t = 0; t < w.size(); ++t) {
-    ASSERT_NEAR(w[t], 0.5 + 0.5 * u[t] / mean, 1e-5 * w[t]) << t;
-  }
-  EXPECT_NEAR(std::accumulate(w.begin(), w.end(), 0.0) / double(w.size()), 1, 1e-5);
-  EXPECT_LT(*std::min_element(w.begin(), w.end()), 0.9);  // there is something to tell apart
+  EXPECT_EQ(w, token_weights(tokens, u));
+  EXPECT_LT(*std::min_element(w.begin(), w.end()), 0.5);
 }
 
 TEST(Moments, WeighTheirInputsButNotTheLargest) {
