@@ -7,8 +7,8 @@
 namespace nibble {
 namespace {
 
-// The parts of a weight; what they leave is the same for all tokens.
-constexpr double kOwnPart = 0.25, kReadersPart = 0.5;
+// The part of a weight that is the same for all tokens.
+constexpr double kEvenPart = 0.25;
 
 }  // namespace
 
@@ -29,12 +29,11 @@ std::vector<float> token_weights(const CalibrationTokens& tokens, const std::vec
   if (mean == 0) return weights;
   for (const Slab& slab : tokens.slabs()) {
     for (const Segment& sample : slab.batch.segments) {
-      double readers = 0;
+      double shares = 0;
       for (int i = sample.num_rows - 1; i >= 0; --i) {
         const auto row = size_t(slab.first_row + sample.first_row + i);
-        readers += u[row] / double(i + 1);
-        weights[row] = float(1 - kOwnPart - kReadersPart +
-                             (kOwnPart * u[row] + kReadersPart * readers) / mean);
+        shares += u[row] / double(i + 1);
+        weights[row] = float(kEvenPart + (1 - kEvenPart) * shares / mean);
       }
     }
   }

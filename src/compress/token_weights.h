@@ -2,10 +2,10 @@
 //
 // What an error of the logits costs in KL follows the Fisher information of the prediction, whose
 // trace is u = 1 - sum p^2: where the next token is certain, errors do little harm. Nor do they
-// where the model's prediction is not asked for, outside replies: u = 0 there. What a layer
-// computes at a token is read by later ones too: r is what their u adds up to, each spread evenly
-// over all tokens up to its own. u and r have one mean m:
-//   w = 1/4 + (1/4 u + 1/2 r) / m
+// where the model's prediction is not asked for, outside replies: u = 0 there. A prediction reads
+// what the layers computed at all tokens before: r is what a token gets when each u is spread
+// evenly over the tokens up to its own.
+//   w = 1/4 + 3/4 r / mean r
 #pragma once
 
 #include <functional>

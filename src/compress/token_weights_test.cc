@@ -25,12 +25,11 @@ TEST(TokenWeights, UncertaintyIsOneLessTheSquaresOfTheProbabilities) {
 
 TEST(TokenWeights, GrowWithTheUncertaintyOfThePredictionsThatReadThem) {
   const CalibrationTokens tokens({{.tokens = {1, 2}}, {.tokens = {3, 4, 5}}});
-  const std::vector<float> w = token_weights(tokens, {0, 0.5f, 0, 0, 0.75f});
-  const double m = 1.25 / 5;
-  const double want[] = {0.25 + 0.5 * 0.25 / m, 0.25 + (0.25 * 0.5 + 0.5 * 0.25) / m,
-                         0.25 + 0.5 * 0.25 / m, 0.25 + 0.5 * 0.25 / m,
-                         0.25 + (0.25 * 0.75 + 0.5 * 0.25) / m};
-  for (size_t t = 0; t < w.size(); ++t) EXPECT_FLOAT_EQ(w[t], float(want[t])) << t;
+  const std::vector<float> w = token_weights(tokens, {0, 0.5f, 0.25f, 0, 0.75f});
+  const double shares[] = {0.25, 0.25, 0.5, 0.25, 0.25}, mean = 1.5 / 5;
+  for (size_t t = 0; t < w.size(); ++t) {
+    EXPECT_FLOAT_EQ(w[t], float(0.25 + 0.75 * shares[t] / mean)) << t;
+  }
   EXPECT_NEAR(std::accumulate(w.begin(), w.end(), 0.0), 5, 1e-6);
   EXPECT_EQ(token_weights(tokens, std::vector<float>(5)), std::vector<float>(5, 1.0f));
 }
