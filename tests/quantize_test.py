@@ -193,19 +193,26 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_killed_run_resumes_to_the_same_bytes(nibble, tmp_path, recipe):
+@pytest.mark.parametrize("recipe, layers", [*((recipe, 1) for recipe in RECIPES), ("best", 0)])
+def test_killed_run_resumes_to_the_same_bytes(nibble, tmp_path, recipe, layers):
+    """Killed after so many layers; none: while the first is encoded, the tokens being weighed."""
     whole, target, flags = tmp_path / "whole", tmp_path / "made", [*FEW, *RECIPES[recipe]]
     assert run(nibble, POCKET, whole, *flags).returncode == 0
     command = [str(nibble), "quantize", str(POCKET), str(target), *map(str, flags)]
     journal = tmp_path / "made.partial" / "progress.json"
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while killed.poll() is None and not journal.exists():
+    while killed.poll() is None and not (journal.exists() and len(json.loads(journal.read_text())["layers"]) >= layers):
         time.sleep(0.01)
     killed.kill()
     killed.wait()
-    assert not target.exists() and journal.exists()
+    assert not target.exists() and len(json.loads(journal.read_text())["layers"]) >= layers
     assert "--resume" in expect_error(nibble, POCKET, target, *flags)
+    weights = tmp_path / "made.partial" / "token_weights.f32"
+    if weights.exists():
+        kept = weights.read_bytes()
+        weights.write_bytes(kept[:-1])
+        assert "token_weights.f32: must hold" in expect_error(nibble, POCKET, target, *flags, "--resume")
+        weights.write_bytes(kept)
     assert "needs the model and options" in expect_error(nibble, POCKET, target, *RECIPES[recipe], "--samples", 9, "--resume")
     assert run(nibble, POCKET, target, *flags, "--resume").returncode == 0
     for path in whole.iterdir():

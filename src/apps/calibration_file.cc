@@ -15,8 +15,21 @@ namespace fs = std::filesystem;
 
 constexpr int kShownLines = 5;  // that are left out, each with a warning
 
-std::vector<int32_t> sample_of(const std::string& line, const ChatTemplate& chat_template,
-                               const Tokenizer& tokenizer) {
+std::vector<bool> before_reply(const std::vector<int32_t>& tokens, const Tokenizer& tokenizer) {
+  std::vector<bool> marks;
+  bool in_reply = false;
+  for (const int32_t token : tokens) {
+    if (token == tokenizer.added_token("<|assistant|>")) in_reply = true;
+    for (const char* end : {"<|user|>", "<|observation|>", "<|system|>", "<|endoftext|>"}) {
+      if (token == tokenizer.added_token(end)) in_reply = false;
+    }
+    marks.push_back(in_reply);
+  }
+  return marks;
+}
+
+CalibrationSample sample_of(const std::string& line, const ChatTemplate& chat_template,
+                            const Tokenizer& tokenizer, int max_length) {
   nlohmann::ordered_json json;
   try {
     json = nlohmann::ordered_json::parse(line);
@@ -30,7 +43,11 @@ std::vector<int32_t> sample_of(const std::string& line, const ChatTemplate& chat
   const RenderRequest request{.messages = json["messages"],
                               .tools = json.value("tools", nlohmann::ordered_json()),
                               .add_generation_prompt = false};
-  return tokenizer.encode(chat_template.render(request));
+  CalibrationSample sample{.tokens = tokenizer.encode(chat_template.render(request))};
+  if (sample.tokens.empty()) throw Error("has no tokens");
+  if (int(sample.tokens.size()) > max_length) sample.tokens.resize(size_t(max_length));
+  sample.before_reply = before_reply(sample.tokens, tokenizer);
+  return sample;
 }
 
 std::string file_path(const fs::path& folder, const std::string& named) {
@@ -45,8 +62,8 @@ std::string file_path(const fs::path& folder, const std::string& named) {
 
 }  // namespace
 
-std::vector<std::vector<int32_t>> load_calibration(const fs::path& folder,
-                                                   const CalibrationFlags& flags) {
+std::vector<CalibrationSample> load_calibration(const fs::path& folder,
+                                                const CalibrationFlags& flags) {
   const std::string path = file_path(folder, flags.file);
   const auto tokenizer = Tokenizer::load(folder);
   const auto chat_template = ChatTemplate::load(folder);
@@ -55,19 +72,14 @@ std::vector<std::vector<int32_t>> load_calibration(const fs::path& folder,
   }
   std::ifstream lines(path);
   if (!lines || fs::is_directory(path)) throw Error("--calibration " + path + ": cannot be read");
-  std::vector<std::vector<int32_t>> samples;
+  std::vector<CalibrationSample> samples;
   std::string line;
   int left_out = 0;
   for (int number = 1; std::getline(lines, line) && int(samples.size()) < flags.samples; ++number) {
     if (line.empty()) continue;
     try {
-      samples.push_back(sample_of(line, *chat_template, *tokenizer));
-      if (samples.back().empty()) throw Error("has no tokens");
-      if (int(samples.back().size()) > flags.max_length) {
-        samples.back().resize(size_t(flags.max_length));
-      }
+      samples.push_back(sample_of(line, *chat_template, *tokenizer, flags.max_length));
     } catch (const std::exception& e) {
-      if (!samples.empty() && samples.back().empty()) samples.pop_back();
       const std::string what = path + ":" + std::to_string(number) + ": " + e.what();
       if (flags.strict) throw Error(what);
       if (++left_out <= kShownLines) log_warning(what + "; left out");

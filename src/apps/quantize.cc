@@ -99,11 +99,11 @@ double share_of(const std::string& budget) {
 // Losses are measured on a first part of the tokens.
 std::vector<SiteLoss> losses_of(const Recipe& recipe, const GlmConfig& config,
                                 const GlmWeights& weights, Backend& backend,
-                                std::vector<std::vector<int32_t>> samples, ThreadPool& pool,
+                                std::vector<CalibrationSample> samples, ThreadPool& pool,
                                 ProgressLine& line) {
   size_t rows = 0, count = 0;
   while (count < samples.size() && rows < CalibrationTokens::kSlabRows) {
-    rows += samples[count++].size();
+    rows += samples[count++].tokens.size();
   }
   samples.resize(count);
   const CalibrationTokens tokens(samples);
@@ -113,6 +113,33 @@ std::vector<SiteLoss> losses_of(const Recipe& recipe, const GlmConfig& config,
               std::to_string(config.num_layers));
   });
 }
+
+// What the line says of a run: how far it is, how fast, and when its part will be done.
+class ProgressText {
+ public:
+  explicit ProgressText(int64_t tokens) : tokens_(tokens) {}
+
+  std::string at(const QuantizeProgress& p) {
+    if (p.weighing != weighing_) {
+      start_ = Clock::now();
+      first_share_ = p.share;
+      weighing_ = p.weighing;
+    }
+    const double seconds = seconds_since(start_), done = p.share - first_share_;
+    std::string text =
+        ProgressLine::bar(p.share) + (p.weighing ? "  weighing tokens, layer " : "  layer ") +
+        std::to_string(std::min(p.layer + 1, p.num_layers)) + " of " + std::to_string(p.num_layers);
+    if (done <= 0) return text;
+    if (p.weighing) text += ", " + format_number(done * double(tokens_) / seconds, 0) + " tokens/s";
+    return text + ", " + format_number(seconds * (1 - p.share) / done, 0) + " s left";
+  }
+
+ private:
+  const int64_t tokens_;
+  Clock::time_point start_ = Clock::now();
+  double first_share_ = 0;
+  bool weighing_ = false;
+};
 
 }  // namespace
 
@@ -126,7 +153,7 @@ int quantize(const QuantizeFlags& flags) {
   ThreadPool pool(threads);
   const auto backend = create_backend({.device = c.device, .threads = threads});
   if (!flags.budget.empty()) job.options.budget = share_of(flags.budget);
-  std::vector<std::vector<int32_t>> samples;
+  std::vector<CalibrationSample> samples;
   std::optional<CalibrationTokens> tokens;
   std::optional<LayerRunner> runner;
   if (job.options.recipe != "rtn") {
@@ -150,16 +177,8 @@ int quantize(const QuantizeFlags& flags) {
                            const GlmWeights& weights) {
     return losses_of(recipe, config, weights, *backend, samples, pool, line);
   };
-  job.on_progress = [&](const QuantizeProgress& p) {
-    const double seconds = seconds_since(start);
-    std::string text = ProgressLine::bar(p.share) + "  layer " +
-                       std::to_string(std::min(p.layer + 1, p.num_layers)) + " of " +
-                       std::to_string(p.num_layers);
-    if (p.share > 0) {
-      text += ", " + format_number(seconds * (1 - p.share) / p.share, 0) + " s left";
-    }
-    line.show(text);
-  };
+  ProgressText progress(tokens ? tokens->num_tokens() : 0);
+  job.on_progress = [&](const QuantizeProgress& p) { line.show(progress.at(p)); };
   const QuantizeReport report = job.run(pool);
   print_report(report, flags.quantize.target.string(), seconds_since(start));
   return 0;

@@ -95,7 +95,7 @@ class AwqEncoder : public LayerEncoder {
                   [&](Site site, const ObservedInputs& in) {
                     const auto found = moments_.find({site, in.expert});
                     if (found == moments_.end()) return;
-                    found->second.add(in.x, nullptr, in.rows, in.cols, pool_);
+                    found->second.add(in.x, nullptr, nullptr, in.rows, pool_);
                   });
     }
   }

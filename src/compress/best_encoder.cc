@@ -7,6 +7,7 @@
 #include "compress/error_feedback.h"
 #include "compress/quantized_stack.h"
 #include "compress/round_to_nearest.h"
+#include "compress/token_weights.h"
 
 namespace nibble {
 namespace {
@@ -44,6 +45,16 @@ class BestEncoder : public LayerEncoder {
       advance(Version::kOriginal, block);
       advance(Version::kQuantized, block);
     }
+  }
+
+  std::vector<float> measure_token_weights(
+      const std::function<void(int layer)>& on_layer) override {
+    return nibble::measure_token_weights(runner_, pool_, on_layer);
+  }
+
+  void use_token_weights(std::vector<float> weights) override {
+    CHECK(int64_t(weights.size()) == runner_.tokens().num_tokens());
+    token_weights_ = std::move(weights);
   }
 
   void embed(const Weight& table) override { runner_.embed(&table); }
@@ -84,9 +95,18 @@ class BestEncoder : public LayerEncoder {
       runner_.run(Version::kQuantized, stage.block, slab, sites, /*advance=*/false,
                   [&](Site site, const ObservedInputs& in) {
                     moments_.at({site, in.expert})
-                        .add(in.x, original[site].data(), in.rows, in.cols, pool_);
+                        .add(in.x, original[site].data(), weights_of(slab, in), in.rows, pool_);
                   });
     }
+  }
+
+  // Of the tokens whose inputs these are; valid until the next call.
+  const float* weights_of(const Slab& slab, const ObservedInputs& in) {
+    const float* weights = token_weights_.data() + slab.first_row;
+    if (in.tokens == nullptr) return weights;
+    expert_weights_.resize(size_t(in.rows));
+    for (int64_t r = 0; r < in.rows; ++r) expert_weights_[size_t(r)] = weights[in.tokens[r]];
+    return expert_weights_.data();
   }
 
   void encode(const Stage& stage, const std::vector<PlannedGroup>& layer, const Emit& emit,
@@ -140,6 +160,7 @@ class BestEncoder : public LayerEncoder {
   LayerRunner& runner_;
   ThreadPool& pool_;
   const FeedbackOptions options_{};
+  std::vector<float> token_weights_, expert_weights_;
   std::map<Key, Moments> moments_;
 };
 

@@ -184,6 +184,7 @@ void CalibratingBackend::run_expert(int expert, const ExpertRows& chosen,
                         .x = input.data(),
                         .rows = rows,
                         .cols = cols,
+                        .tokens = chosen.rows.data(),
                         .routing = chosen.weights.data()};
   if (watches(gate_up)) observe(inputs);
   if (!to_the_end && !watches(down)) return;
@@ -200,6 +201,7 @@ void CalibratingBackend::run_expert(int expert, const ExpertRows& chosen,
              .x = host.data(),
              .rows = rows,
              .cols = down.cols,
+             .tokens = chosen.rows.data(),
              .routing = chosen.weights.data()});
   }
   if (!to_the_end) return;

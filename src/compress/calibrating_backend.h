@@ -19,7 +19,10 @@ struct ObservedInputs {
   const float* x = nullptr;  // [rows, cols], contiguous; valid during the call
   int64_t rows = 0;
   int64_t cols = 0;
-  const float* routing = nullptr;  // experts: the row's routing weight, [rows]
+  // Of experts: each row's token in the batch and its routing weight, [rows]. Others: null, row r
+  // is token r.
+  const int32_t* tokens = nullptr;
+  const float* routing = nullptr;
 };
 
 class CalibratingBackend : public Backend {

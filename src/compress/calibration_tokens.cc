@@ -7,12 +7,13 @@
 
 namespace nibble {
 
-CalibrationTokens::CalibrationTokens(const std::vector<std::vector<int32_t>>& samples) {
+CalibrationTokens::CalibrationTokens(const std::vector<CalibrationSample>& samples) {
   uint64_t hash = 0xcbf29ce484222325;  // FNV-1a over lengths and tokens
   const auto mix = [&](uint64_t value) { hash = (hash ^ value) * 0x100000001b3; };
-  for (const auto& sample : samples) {
-    const int rows = int(sample.size());
+  for (const CalibrationSample& sample : samples) {
+    const int rows = int(sample.tokens.size());
     CHECK(rows > 0, "an empty sample");
+    CHECK(sample.before_reply.empty() || int(sample.before_reply.size()) == rows);
     if (slabs_.empty() || slabs_.back().batch.rows() + rows > kSlabRows) {
       slabs_.push_back({.first_row = num_tokens_});
     }
@@ -23,10 +24,13 @@ CalibrationTokens::CalibrationTokens(const std::vector<std::vector<int32_t>>& sa
                               .context = 0,
                               .first_page = int(batch.pages.size())});
     for (int p = 0; p * kPageSize < rows; ++p) batch.pages.push_back(slab.num_pages++);
-    batch.tokens.insert(batch.tokens.end(), sample.begin(), sample.end());
+    for (int r = 0; r < int(sample.before_reply.size()); ++r) {
+      if (sample.before_reply[size_t(r)]) slab.before_reply.push_back(batch.rows() + r);
+    }
+    batch.tokens.insert(batch.tokens.end(), sample.tokens.begin(), sample.tokens.end());
     num_tokens_ += rows;
     mix(uint64_t(rows));
-    for (const int32_t token : sample) mix(uint64_t(token));
+    for (const int32_t token : sample.tokens) mix(uint64_t(token));
   }
   char text[32];
   std::snprintf(text, sizeof text, "%zu-%016llx", samples.size(),

@@ -9,10 +9,17 @@
 
 namespace nibble {
 
+struct CalibrationSample {
+  std::vector<int32_t> tokens{};
+  // Whether the model itself must choose what follows the token, as in its own turns; empty: never.
+  std::vector<bool> before_reply{};
+};
+
 struct Slab {
   Batch batch{};          // whole samples, each with pages of its own
   int64_t first_row = 0;  // of the residual stream
   int num_pages = 0;
+  std::vector<int> before_reply{};  // rows of the batch, ascending
 };
 
 class CalibrationTokens {
@@ -21,7 +28,7 @@ class CalibrationTokens {
   static constexpr int kSlabRows = 4096;  // a longer sample is a slab by itself
 
   // No sample may be empty.
-  explicit CalibrationTokens(const std::vector<std::vector<int32_t>>& samples);
+  explicit CalibrationTokens(const std::vector<CalibrationSample>& samples);
 
   const std::vector<Slab>& slabs() const { return slabs_; }
   int64_t num_tokens() const { return num_tokens_; }

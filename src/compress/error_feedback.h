@@ -1,6 +1,7 @@
 // NVFP4 rounding that loses the least output over the calibration inputs (GPTQ).
 //
-// With H = E[x x'] over inputs x of the model quantized so far and C = E[x_original x']:
+// With H = E[w x x'] over inputs x of the model quantized so far, w their weights, and
+// C = E[w x_original x']:
 //   1. targets  T = W + a W (C - H) (H + l)^-1: a of the way from W x to W x_original
 //   2. blocks of 16 columns are rounded in order of falling diagonal of H; with H + l = R R', R
 //      upper in that order, column k is rounded from T_k + sum over j < k of (T - Q)_j R_jk / R_kk,
@@ -21,7 +22,7 @@ namespace nibble {
 
 struct FeedbackOptions {
   double target_share = 0.4;  // a; needs Moments::cross
-  double damping = 0.05;      // l
+  double damping = 0.1;       // l
   float largest_scale = 256;  // tensor scale = largest target / (6 * this)
   int lowest_candidate = -7;  // E4M3 codes around that of the block's largest magnitude
   int highest_candidate = 6;

@@ -33,7 +33,7 @@ struct Problem {
       }
     }
     moments.reset(kCols, with_cross);
-    moments.add(x.data(), original.data(), kInputs, kCols, pool);
+    moments.add(x.data(), original.data(), nullptr, kInputs, pool);
   }
 
   // Sum over the inputs of |Q x - W y|^2, y being x or the original inputs.

@@ -67,9 +67,43 @@ void LayerRunner::embed(const Weight* quantized) {
   }
 }
 
-void LayerRunner::begin_layer(int layer) {
+void LayerRunner::free_layer() {
   layers_[0] = layers_[1] = GlmLayer();
   if (layer_ >= 0) weights_.layers[size_t(layer_)] = GlmLayer();
+  layer_ = -1;
+}
+
+void LayerRunner::begin_head() {
+  free_layer();
+  weights_.final_norm = backend_.upload(host_.final_norm);
+  weights_.lm_head = backend_.upload(host_.lm_head);
+  head_ = std::make_unique<GlmFlash>(config_, weights_, backend_, kHeadRows, kHeadRows);
+}
+
+void LayerRunner::run_head(const Slab& slab, const std::vector<int>& rows,
+                           const LogitsObserver& observer) {
+  const int64_t hidden = config_.hidden, last = int64_t(rows.size());
+  std::vector<float> values(size_t(kHeadRows * hidden)), logits;
+  for (int64_t first = 0; first < last; first += kHeadRows) {
+    const int64_t count = std::min<int64_t>(kHeadRows, last - first);
+    Batch batch{.segments = {{.num_rows = int(count)}}};
+    for (int64_t r = 0; r < count; ++r) {
+      const int row = rows[size_t(first + r)];
+      stream(Version::kOriginal).read(slab.first_row + row, 1, values.data() + r * hidden);
+      batch.tokens.push_back(slab.batch.tokens[size_t(row)]);
+    }
+    backend_.write(x_, values.data(), size_t(count * hidden) * sizeof(float));
+    const Tensor out = head_->head(batch, {x_, DType::kF32, count, hidden});
+    logits.resize(size_t(count * config_.vocab));
+    backend_.read(out.data, logits.data(), logits.size() * sizeof(float));
+    observer(first, count, logits);
+  }
+}
+
+void LayerRunner::begin_layer(int layer) {
+  head_.reset();
+  weights_.lm_head = host_.lm_head;
+  free_layer();
   layer_ = layer;
   layers_[0] = upload_layer(host_.layers[size_t(layer)], backend_);
   layers_[1] = layers_[0];

@@ -31,6 +31,8 @@ class LayerRunner {
 
   // Makes the layer ready: both versions are the original one. Frees the layer before.
   void begin_layer(int layer);
+  // Makes what is behind the last layer ready. Frees the layer before; begin_layer frees the head.
+  void begin_head();
   // Replaces a weight of the quantized version; `weight` is not uploaded yet.
   void replace(Site site, const Weight& weight);
   // All weights of the quantized version are the original ones again.
@@ -44,6 +46,13 @@ class LayerRunner {
   void run(Version version, Block block, const Slab& slab, const std::set<Site>& sites,
            bool advance, const Observer& observer);
 
+  // Shows the logits [count, vocab] that the original version has for some rows of a slab, from
+  // rows[first] on, kHeadRows at a time; valid during the call.
+  using LogitsObserver =
+      std::function<void(int64_t first, int64_t count, const std::vector<float>& logits)>;
+  void run_head(const Slab& slab, const std::vector<int>& rows, const LogitsObserver& observer);
+  static constexpr int kHeadRows = 64;
+
   // |quantized - original| / |original| of the streams as they are now.
   double stream_error() const;
   // Rows of a stream, for what comes after the layers.
@@ -56,13 +65,14 @@ class LayerRunner {
 
  private:
   ResidualStream& stream(Version version) const;
+  void free_layer();
 
   const GlmConfig& config_;
   const GlmWeights& host_;
   CalibratingBackend backend_;
   const CalibrationTokens& tokens_;
-  GlmWeights weights_;  // of model_; the layer at work is swapped in
-  std::unique_ptr<GlmFlash> model_;
+  GlmWeights weights_;                      // of model_; the layer at work is swapped in
+  std::unique_ptr<GlmFlash> model_, head_;  // the head has logits, few rows and nothing else
   std::unique_ptr<ResidualStream> streams_[2];
   GlmLayer layers_[2];  // uploaded: original, quantized
   int layer_ = -1;

@@ -13,13 +13,25 @@ namespace {
 
 const char* const kPocket = NIBBLE_SOURCE_DIR "/models/pocket";
 
+// Rows that were computed by sums of up to 1,024 terms in another order, `blocks` times over.
+void expect_same_rows(const float* got, Tensor want, int blocks) {
+  const double relative = blocks * 1024 * 0x1p-24;
+  for (int64_t t = 0; t < want.rows; ++t, got += want.cols) {
+    const float* row = want.row<float>(t);
+    double largest = 0;
+    for (int64_t k = 0; k < want.cols; ++k) largest = std::max<double>(largest, std::fabs(row[k]));
+    for (int64_t k = 0; k < want.cols; ++k) {
+      ASSERT_NEAR(got[k], row[k], relative * largest) << blocks;
+    }
+  }
+}
+
 TEST(LayerRunner, LayerByLayerIsTheForwardPass) {
   const GlmConfig config = GlmConfig::load(kPocket);
   const Checkpoint checkpoint = Checkpoint::open(kPocket);
   const GlmWeights weights = GlmWeights::load(checkpoint, config);
   const auto backend = create_backend({.device = "cpu", .threads = 2, .exact = true});
-  const std::vector<std::vector<int32_t>> samples = {{5, 17, 900, 4000, 12, 77}, {3, 2, 1}};
-  const CalibrationTokens tokens(samples);
+  const CalibrationTokens tokens({{.tokens = {5, 17, 900, 4000, 12, 77}}, {.tokens = {3, 2, 1}}});
   ASSERT_EQ(tokens.slabs().size(), 1u);
   const Slab& slab = tokens.slabs()[0];
 
@@ -41,10 +53,18 @@ TEST(LayerRunner, LayerByLayerIsTheForwardPass) {
                });
   }
   EXPECT_EQ(seen, (config.num_layers - 1) * config.top_k * tokens.num_tokens());
+  std::vector<float> logits;
+  runner.begin_head();
+  const std::vector<int> rows = {0, 3, 8};
+  runner.run_head(slab, rows, [&](int64_t first, int64_t count, const std::vector<float>& some) {
+    EXPECT_EQ(first, 0);
+    EXPECT_EQ(count * config.vocab, int64_t(some.size()));
+    logits = some;
+  });
 
   GlmWeights uploaded = weights;
   uploaded.upload(*backend);
-  GlmFlash model(config, uploaded, *backend, 16, 1);
+  GlmFlash model(config, uploaded, *backend, 16, 3);
   std::vector<void*> memory;
   std::vector<KvLayer> caches;
   for (int l = 0; l < config.num_layers; ++l) {
@@ -58,22 +78,43 @@ TEST(LayerRunner, LayerByLayerIsTheForwardPass) {
   }
   model.on_hidden_state = [&](int index, Tensor x) {
     if (index >= config.num_layers) return;
-    // Sums of up to 1,024 terms in another order, in every layer so far.
-    const double relative = (index + 1) * 1024 * 0x1p-24;
-    for (int64_t t = 0; t < x.rows; ++t) {
-      const float* want = x.row<float>(t);
-      double largest = 0;
-      for (int64_t k = 0; k < x.cols; ++k) largest = std::max<double>(largest, std::fabs(want[k]));
-      for (int64_t k = 0; k < x.cols; ++k) {
-        ASSERT_NEAR(streams[size_t(index)][size_t(t * x.cols + k)], want[k], relative * largest)
-            << index;
-      }
-    }
+    expect_same_rows(streams[size_t(index)].data(), x, index + 1);
   };
   Batch batch = slab.batch;
-  batch.logit_rows = {0};
-  model.forward(batch, caches);
+  batch.logit_rows.assign(rows.begin(), rows.end());
+  expect_same_rows(logits.data(), model.forward(batch, caches), config.num_layers + 1);
   for (void* m : memory) backend->free(m);
+}
+
+TEST(LayerRunner, NamesTheTokensOfExperts) {
+  const GlmConfig config = GlmConfig::load(kPocket);
+  const Checkpoint checkpoint = Checkpoint::open(kPocket);
+  const GlmWeights weights = GlmWeights::load(checkpoint, config);
+  const auto backend = create_backend({.device = "cpu", .threads = 2});
+  const CalibrationTokens tokens({{.tokens = {5, 17, 900, 4000, 12, 77}}, {.tokens = {3, 2, 1}}});
+  const Slab& slab = tokens.slabs()[0];
+  LayerRunner runner(config, weights, *backend, tokens, "");
+  runner.embed(nullptr);
+  runner.begin_layer(1);
+  std::vector<float> all;  // what the shared expert reads, each expert reads of its tokens
+  std::vector<int> reads(size_t(tokens.num_tokens()));
+  for (const Site site : {Site::kGateUp, Site::kExpertsGateUp, Site::kExpertsDown}) {
+    runner.run(Version::kOriginal, Block::kFeedForward, slab, {site}, /*advance=*/false,
+               [&](Site, const ObservedInputs& in) {
+                 if (site == Site::kGateUp) {
+                   EXPECT_EQ(in.tokens, nullptr);
+                   all.assign(in.x, in.x + in.rows * in.cols);
+                   return;
+                 }
+                 for (int64_t r = 0; r < in.rows; ++r) {
+                   ++reads[size_t(in.tokens[r])];
+                   if (site == Site::kExpertsDown) continue;
+                   EXPECT_TRUE(std::equal(in.x + r * in.cols, in.x + (r + 1) * in.cols,
+                                          all.data() + in.tokens[r] * in.cols));
+                 }
+               });
+  }
+  for (const int count : reads) EXPECT_EQ(count, 2 * config.top_k);
 }
 
 TEST(ResidualStream, IsTheSameInAFile) {

@@ -20,15 +20,16 @@ namespace HWY_NAMESPACE {
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = kVectorRegisters == 32 ? 4 : 2;
 
-// The columns [first, first + width) of the operand, [depth][width], zeros beyond `count`.
+// The columns [first, first + width) of the operand, [depth][width], zeros beyond `count`; times
+// sign, and row t times weights[t] where there are any.
 template <typename T>
 void pack_panel(const Operand<T>& from, int64_t t0, int64_t depth, int64_t first, int64_t count,
-                int64_t width, bool negate, T* to) {
+                int64_t width, T sign, const T* weights, T* to) {
   const int64_t used = std::min(width, count - first);
   for (int64_t t = 0; t < depth; ++t, to += width) {
     const T* row = from.data + (t0 + t) * from.depth_stride + first * from.stride;
-    for (int64_t i = 0; i < used; ++i)
-      to[i] = negate ? -row[i * from.stride] : row[i * from.stride];
+    const T factor = weights == nullptr ? sign : sign * weights[t0 + t];
+    for (int64_t i = 0; i < used; ++i) to[i] = factor * row[i * from.stride];
     for (int64_t i = used; i < width; ++i) to[i] = 0;
   }
 }
@@ -77,12 +78,12 @@ void add_product_of(const MatrixProduct<T>& p, ThreadPool& pool) {
     const int64_t depth = std::min(kProductDepth, p.depth - t0);
     pool.parallel_for(row_tiles + col_tiles, [&](int64_t i) {
       if (i < row_tiles) {
-        pack_panel(p.x, t0, depth, i * kTileRows, p.rows, kTileRows, p.subtract,
-                   x.data() + i * kTileRows * depth);
+        pack_panel(p.x, t0, depth, i * kTileRows, p.rows, kTileRows, T(p.subtract ? -1 : 1),
+                   p.weights, x.data() + i * kTileRows * depth);
       } else {
         const int64_t j = i - row_tiles;
-        pack_panel(p.y, t0, depth, j * kWidth, p.cols, kWidth, false,
-                   y.data() + j * kWidth * depth);
+        pack_panel<T>(p.y, t0, depth, j * kWidth, p.cols, kWidth, 1, nullptr,
+                      y.data() + j * kWidth * depth);
       }
     });
     // Column tiles are dealt in turn: with `upper` their work grows from left to right.

@@ -14,13 +14,14 @@ struct Operand {  // element (t, i) at data[t * depth_stride + i * stride]
   int64_t stride = 1;
 };
 
-// out[i][j] += sum over t < depth of x(t, i) * y(t, j), or -= with `subtract`, for i < rows and
-// j < cols. `upper`: what lies below the diagonal is left undefined. Sums run in rising t, in
-// chunks of kProductDepth, whatever the number of threads.
+// out[i][j] += sum over t < depth of x(t, i) * y(t, j) * weights[t], or -= with `subtract`, for
+// i < rows and j < cols. Without weights all are 1. `upper`: what lies below the diagonal is left
+// undefined. Sums run in rising t, in chunks of kProductDepth, whatever the number of threads.
 template <typename T>
 struct MatrixProduct {
   Operand<T> x{};
   Operand<T> y{};
+  const T* weights = nullptr;  // [depth], or null
   T* out = nullptr;
   int64_t out_stride = 0;
   int64_t rows = 0;

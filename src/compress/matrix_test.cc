@@ -54,6 +54,31 @@ TEST_P(MatrixProductTest, IsTheSumOfProducts) {
   }
 }
 
+TEST_P(MatrixProductTest, WeighsItsTerms) {
+  const auto [rows, cols, depth] = GetParam();
+  ThreadPool pool(2);
+  const auto x = random_values<float>(size_t(depth * rows), 1);
+  const auto y = random_values<float>(size_t(depth * cols), 2);
+  const auto weights = random_values<float>(size_t(depth), 3);
+  std::vector<float> weighted(x);
+  for (int64_t i = 0; i < depth * rows; ++i) weighted[size_t(i)] *= weights[size_t(i / rows)];
+  std::vector<float> out(size_t(rows * cols)), want(out);
+  MatrixProduct<float> product{.x = {.data = x.data(), .depth_stride = rows},
+                               .y = {.data = y.data(), .depth_stride = cols},
+                               .weights = weights.data(),
+                               .out = out.data(),
+                               .out_stride = cols,
+                               .rows = rows,
+                               .cols = cols,
+                               .depth = depth};
+  add_product(product, pool);
+  product.x.data = weighted.data();
+  product.weights = nullptr;
+  product.out = want.data();
+  add_product(product, pool);
+  EXPECT_EQ(out, want);
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, MatrixProductTest,
                          ::testing::Values(Shape{1, 1, 1}, Shape{6, 64, 256}, Shape{7, 65, 257},
                                            Shape{33, 130, 600}, Shape{128, 48, 3}),

@@ -20,12 +20,12 @@ void Moments::reset(int64_t num_cols, bool with_cross) {
   cross.assign(with_cross ? size_t(cols * cols) : 0, 0.0f);
 }
 
-void Moments::add(const float* x, const float* original, int64_t count, int64_t stride,
+void Moments::add(const float* x, const float* original, const float* weights, int64_t count,
                   ThreadPool& pool) {
   rows += count;
   std::vector<float> sum(static_cast<size_t>(cols));
   for (int64_t r = 0; r < count; ++r) {
-    const float* row = x + r * stride;
+    const float* row = x + r * cols;
     for (int64_t k = 0; k < cols; ++k) {
       const float magnitude = std::fabs(row[k]);
       sum[size_t(k)] += magnitude;
@@ -34,9 +34,10 @@ void Moments::add(const float* x, const float* original, int64_t count, int64_t 
     }
   }
   for (int64_t k = 0; k < cols; ++k) column_sum[size_t(k)] += sum[size_t(k)];
-  const Operand<float> quantized{.data = x, .depth_stride = stride};
+  const Operand<float> quantized{.data = x, .depth_stride = cols};
   MatrixProduct<float> product{.x = quantized,
                                .y = quantized,
+                               .weights = weights,
                                .out = inputs.data(),
                                .out_stride = cols,
                                .rows = cols,

@@ -76,6 +76,7 @@ class QuantizeRun {
     Journal journal(*writer_, settings_of(options_, recipe_), options_.resume);
     check_weights(pool);
     if (recipe_.calibrates()) writer_->keep();
+    weigh_tokens(*encoder, journal);
     const int done = int(journal.layers().size());
     for (const auto& layer : journal.layers()) layers_.push_back(layer_report_of(layer));
     if (done > 0) {
@@ -125,6 +126,21 @@ class QuantizeRun {
       }
       weights_total_ += planned.group.rows * planned.group.cols;
     });
+  }
+
+  void weigh_tokens(LayerEncoder& encoder, Journal& journal) {
+    if (journal.token_weights().empty()) {
+      std::vector<float> weights = encoder.measure_token_weights([&](int layer) {
+        if (!job_.on_progress) return;
+        job_.on_progress({.weighing = true,
+                          .share = double(layer) / (config_.num_layers + 1),
+                          .layer = layer,
+                          .num_layers = config_.num_layers});
+      });
+      if (weights.empty()) return;
+      journal.keep_token_weights(std::move(weights));
+    }
+    encoder.use_token_weights(journal.token_weights());
   }
 
   void copy_tensors() {

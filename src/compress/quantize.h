@@ -28,13 +28,21 @@ class LayerEncoder {
   virtual LayerReport encode_layer(const std::vector<PlannedGroup>& layer, const Emit& emit) = 0;
   // The layer is done already: `quantized` is what an earlier run wrote.
   virtual void pass_layer(int layer, const GlmLayer& quantized) = 0;
+  // Before all else: how much each calibration token counts, for a recipe that asks. A run that
+  // resumes gives back what the one before measured. `on_layer` is called before each layer of the
+  // original model that the tokens run through.
+  virtual std::vector<float> measure_token_weights(const std::function<void(int layer)>&) {
+    return {};
+  }
+  virtual void use_token_weights(std::vector<float>) {}
   // Before all layers: the embedding of the quantized model.
   virtual void embed(const Weight& table) = 0;
 };
 
 struct QuantizeProgress {
-  double share = 0;  // of the weights that are done, 0 .. 1
-  int layer = 0;     // the one at work
+  bool weighing = false;  // tokens, before any weight is encoded
+  double share = 0;       // done: of the weights, or while weighing of the layers; 0 .. 1
+  int layer = 0;          // the one at work
   int num_layers = 0;
 };
 

@@ -13,7 +13,8 @@ namespace nibble {
 struct GroupReport {
   std::string name{};
   Precision precision = Precision::kNvfp4;
-  // |change| / |value|: of the outputs over the calibration tokens, or of the weights without them.
+  // |change| / |value|: of the outputs over the calibration tokens, each with its weight in
+  // Moments, or of the weights where there are none.
   double error = 0;
   int64_t tokens = -1;     // that calibrated it; -1: none were looked at
   bool fell_back = false;  // too few tokens: treated as without calibration

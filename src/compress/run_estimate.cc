@@ -5,6 +5,7 @@
 
 #include "backend/kv_cache.h"
 #include "compress/best_encoder.h"
+#include "compress/layer_runner.h"
 #include "model/glm_flash.h"
 #include "quant/nvfp4.h"
 
@@ -52,6 +53,15 @@ class Estimator {
         if (group.expert < 0) widest_ = std::max(widest_, group.cols);
       }
     }
+  }
+
+  // measure_token_weights: layers take less than when they are encoded, the head comes on top.
+  void weigh() {
+    constexpr int rows = LayerRunner::kHeadRows;
+    const int64_t panels = c_.vocab * (c_.hidden + kFloat);  // INT8, a scale a row
+    reach("lm_head", panels + GlmFlash::scratch_bytes(c_, DType::kF32, rows, rows) +
+                         rows * (int64_t(c_.vocab) + c_.hidden) * kFloat);
+    weighs_ = true;
   }
 
   void best(const std::vector<PlannedGroup>& layer) {
@@ -114,9 +124,13 @@ class Estimator {
     RunEstimate e = estimate_writer(target);
     e.memory_bytes += peak_bytes_ + steady_bytes() + kProcessBytes;
     e.peak = peak_;
+    const int64_t weights = weighs_ ? tokens_.num_tokens() * kFloat : 0;
+    e.memory_bytes += 2 * weights;
+    e.written_bytes += weights;
     if (!spills_) return e;
     e.spill_bytes = 2 * stream;
     e.written_bytes += stream * (2 + 2 * versions * int64_t(c_.num_layers));
+    if (weighs_) e.written_bytes += stream * (2 + 2 * int64_t(c_.num_layers));
     return e;
   }
 
@@ -196,6 +210,7 @@ class Estimator {
   const CalibrationTokens& tokens_;
   const int64_t rows_;
   const bool spills_;
+  bool weighs_ = false;
   int64_t widest_ = 0;
   int64_t peak_bytes_ = 0;
   std::string peak_;
@@ -218,6 +233,7 @@ RunEstimate estimate_quantization(const Recipe& recipe, const GlmConfig& config,
     return estimate;
   }
   Estimator estimator(config, *tokens, spills);
+  if (recipe.method == Method::kBest) estimator.weigh();
   for (const auto& layer : recipe.layers) {
     if (recipe.method == Method::kBest) {
       estimator.best(layer);

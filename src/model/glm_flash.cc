@@ -98,6 +98,17 @@ void GlmFlash::add_feed_forward(int layer, const Batch& batch, Tensor x) {
             [&](Tensor h, Tensor d) { feed_forward(w, config_.is_dense(layer), h, d); });
 }
 
+Tensor GlmFlash::head(const Batch& batch, Tensor x) {
+  CHECK(batch.rows() == x.rows && batch.rows() <= max_logit_rows_);
+  arena_used_ = 0;
+  const Tensor logits = scratch(x.rows, config_.vocab, DType::kF32);
+  const Tensor h = scratch(x.rows, config_.hidden, backend_.activation_dtype());
+  backend_.begin_step(batch);
+  backend_.add_rms_norm(x, {}, weights_.final_norm, config_.norm_eps, h);
+  backend_.linear(h, weights_.lm_head, logits);
+  return logits;
+}
+
 void GlmFlash::add_block(const Weight& norm, const Batch& batch, Tensor x,
                          const std::function<void(Tensor h, Tensor d)>& block) {
   CHECK(batch.rows() == x.rows && batch.rows() <= max_rows_);

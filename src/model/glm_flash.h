@@ -32,6 +32,9 @@ class GlmFlash {
   // work layer by layer; all blocks in turn are what forward() computes.
   void add_attention(int layer, const Batch& batch, const KvLayer& cache, Tensor x);
   void add_feed_forward(int layer, const Batch& batch, Tensor x);
+  // What comes behind all blocks: the logits of the stream's rows, at most max_logit_rows: [T,
+  // vocab] F32, valid until the next call.
+  Tensor head(const Batch& batch, Tensor x);
 
   // Called with the residual stream [T, D] after the embedding (0), after layers 0 .. L-2 (1 ..)
   // and with the final-normed rows (L), as transformers numbers hidden states. For tests.
