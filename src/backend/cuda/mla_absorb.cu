@@ -95,15 +95,6 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < 4; ++i) row_scales[s][i] = Up::row_scale(w, row + 4 * i);
   }
-#pragma unroll
-  for (int s = 0; s < kSliceSteps; ++s) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) compute_now(a[s][i][j]);
-      compute_now(row_scales[s][i]);
-    }
-  }
   In x[kSliceSteps][4];
   const auto load = [&](int begin) {
     const bool is_row = begin + g < b.num_rows;

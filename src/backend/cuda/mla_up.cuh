@@ -1,4 +1,5 @@
-// kv_b on the card, as the kernels of latent attention read it. Device code.
+// kv_b on the card, as the kernels of latent attention read it. Plain loads: the assembler would
+// move those of the read-only path behind a wait that comes after them. Device code.
 #pragma once
 
 #include "backend/cuda/mla_records.cuh"
@@ -34,7 +35,7 @@ struct UpRows<KvFormat::kBF16> {
   __device__ static __forceinline__ Along load_along(const LatentUp& w, int64_t row, int chunk,
                                                      int t) {
     const uint4* at = reinterpret_cast<const uint4*>(w.values + row * (2 * kLatent)) + 8 * chunk;
-    return {{__ldg(at + 2 * t), __ldg(at + 2 * t + 1)}};
+    return {{at[2 * t], at[2 * t + 1]}};
   }
   __device__ static __forceinline__ void decode(const Along& raw, uint32_t (&a)[4][2]) {
     decode_along(raw.v, a);
@@ -45,8 +46,8 @@ struct UpRows<KvFormat::kBF16> {
     Across raw;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      raw.v[i] = __ldg(reinterpret_cast<const uint4*>(w.values + (row + 4 * i) * (2 * kLatent)) +
-                       8 * chunk + g);
+      raw.v[i] =
+          reinterpret_cast<const uint4*>(w.values + (row + 4 * i) * (2 * kLatent))[8 * chunk + g];
     }
     return raw;
   }
@@ -77,8 +78,8 @@ struct UpRows<KvFormat::kNvfp4> {
 
   __device__ static __forceinline__ Along load_along(const LatentUp& w, int64_t row, int chunk,
                                                      int t) {
-    return {__ldg(reinterpret_cast<const uint2*>(w.values + row * (kLatent / 2)) + 4 * chunk + t),
-            __ldg(w.block_scales + row * (kLatent / 16) + 4 * chunk + t)};
+    return {reinterpret_cast<const uint2*>(w.values + row * (kLatent / 2))[4 * chunk + t],
+            w.block_scales[row * (kLatent / 16) + 4 * chunk + t]};
   }
   __device__ static __forceinline__ void decode(const Along& raw, uint32_t (&a)[4][2]) {
     decode_along(raw.v, raw.block_scale, a);
@@ -89,9 +90,8 @@ struct UpRows<KvFormat::kNvfp4> {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t r = row + 4 * i;
-      raw.v[i] =
-          __ldg(reinterpret_cast<const uint32_t*>(w.values + r * (kLatent / 2)) + 8 * chunk + g);
-      const uint32_t scale = __ldg(w.block_scales + r * (kLatent / 16) + 4 * chunk + g / 2);
+      raw.v[i] = reinterpret_cast<const uint32_t*>(w.values + r * (kLatent / 2))[8 * chunk + g];
+      const uint32_t scale = w.block_scales[r * (kLatent / 16) + 4 * chunk + g / 2];
       raw.block_scales |= scale << (8 * i);
     }
     return raw;
@@ -103,7 +103,7 @@ struct UpRows<KvFormat::kNvfp4> {
     return column / 8 * 8 + place_in_8(column % 8);
   }
   __device__ static __forceinline__ float row_scale(const LatentUp& w, int64_t row) {
-    return __ldg(w.row_scales + row);
+    return w.row_scales[row];
   }
 };
 
