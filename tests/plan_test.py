@@ -39,7 +39,8 @@ def test_a_server_at_rest_takes_what_the_plan_says(nibble, serve, model):
     # the workspace come with the first step.
     least = rows["weights"] + rows["program"]
     most = least + rows["rows read as stored"]
-    assert 0.97 * least < resident_bytes(server.process.pid) < 1.03 * most
+    slack = 0.02 * rows["weights"] + 6 * MIB  # the program's own memory differs by machine
+    assert least - slack < resident_bytes(server.process.pid) < most + slack
     assert sum(rows.values()) == pytest.approx(4 << 30, abs=8 * MIB)
 
 

@@ -238,7 +238,7 @@ void launch_gate_up(const Context& context, const PackedMatrices& w, const Activ
                     const Slots& slots, const Activations& inner) {
   using Plan = GateUpPlan<Unit, kMuch>;
   const auto kernel = gate_up_row_kernel<Unit, Plan>;
-  const int together = tiles_of_item(w), warps = together * w.slices;
+  const int together = tiles_together(w), warps = together * w.slices;
   const unsigned items = unsigned(slots.count) * blocks_for(w.tiles, together);
   const unsigned blocks = std::max(std::min(items, unsigned(context.device.num_processors)),
                                    blocks_for(items, most_row_items(w, together)));
@@ -255,7 +255,7 @@ void launch_down(const Context& context, const PackedMatrices& w, const Activati
                  const Slots& slots, const Results& out) {
   using Plan = DownPlan<Unit, kMuch>;
   const auto kernel = down_row_kernel<Unit, Plan>;
-  const int together = tiles_of_item(w), warps = together * w.slices;
+  const int together = tiles_together(w), warps = together * w.slices;
   const size_t sums_bytes = row_sums_bytes(w, slots.count, together);
   const size_t slot_bytes = size_t(together * kTileRows) * sizeof(float) +
                             size_t(warps * w.units_per_slice * Unit::kInputs) * sizeof(bf16);

@@ -159,7 +159,7 @@ __global__ void __maxnreg__(Plan::kRegisters)
 template <typename Unit, typename Plan, typename Source>
 void launch_plan(const Context& context, const PackedMatrices& w, const Source& source,
                  const Results& out, unsigned items, unsigned blocks) {
-  const int together = tiles_of_item(w), warps = together * w.slices;
+  const int together = tiles_together(w), warps = together * w.slices;
   const size_t sums_bytes = row_sums_bytes(w, int(blocks_for(items, blocks)), together);
   const size_t shared_bytes = Plan::template ring_bytes<Unit>(warps) + sums_bytes +
                               Source::shared_bytes(w.units * Unit::kInputs, together);
@@ -172,7 +172,7 @@ void launch_plan(const Context& context, const PackedMatrices& w, const Source& 
 template <typename Unit, typename Source>
 void launch_row(const Context& context, const PackedMatrices& w, const Source& source,
                 const Results& out) {
-  const int together = tiles_of_item(w);
+  const int together = tiles_together(w);
   const unsigned items = blocks_for(w.tiles, together);
   const unsigned resident = unsigned(context.device.num_processors * kBlocks<Unit>);
   const unsigned blocks =
@@ -198,7 +198,7 @@ void linear_row(const Context& context, const Activations& x, const PackedMatric
 
 bool can_multiply_norm_row(const Norm& norm, const PackedMatrices& w) {
   return is_in_steps(norm) && norm.x.rows == 1 && w.format == Format::kNvfp4 &&
-         norm.x.cols / kStepColumns <= tiles_of_item(w) * w.slices &&
+         norm.x.cols / kStepColumns <= tiles_together(w) * w.slices &&
          (norm.delta.data == nullptr || norm.x.dtype == DType::kF32);
 }
 

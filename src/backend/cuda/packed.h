@@ -50,6 +50,14 @@ struct PackedMatrices {
   bool halves = false;
 };
 
+// Tiles that a block of at most kMaxWarps warps takes at once, a warp a slice: a power of two.
+inline constexpr int kMaxWarps = 16;
+inline int tiles_together(const PackedMatrices& w) {
+  int together = 1;
+  while (2 * together * w.slices <= kMaxWarps && together < 8) together *= 2;
+  return together;
+}
+
 // Copies the weight to the card and packs it there. FP8 is packed as BF16 with its scale as the
 // rows' factor; INT4, input scales and mixed formats are decoded on the host and packed as F32.
 std::shared_ptr<const void> pack_matrices(const Uploads& to, const Weight& host, bool halves);

@@ -23,8 +23,6 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kMostRowWarps = 16;
-
 // How a warp works: units that it decodes before the wait, and has under way at once.
 template <int decoded, int stages>
 struct RowPlan {
@@ -35,13 +33,6 @@ struct RowPlan {
     return size_t(warps) * kStages * Unit::kBytes;
   }
 };
-
-// Tiles that a block takes at once: a power of two.
-inline int tiles_of_item(const PackedMatrices& w) {
-  int together = 1;
-  while (2 * together * w.slices <= kMostRowWarps && together < 8) together *= 2;
-  return together;
-}
 
 // The slices' sums of a row of a tile lie together, in whole pieces of four and one to spare, which
 // keeps rows in different banks.

@@ -23,7 +23,6 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kMaxWarps = 16;
 inline constexpr int kRowGroup = 8;  // rows of activations in one product
 
 // kColumns: 1 or 8, a bound on the rows of activations.
@@ -41,13 +40,6 @@ struct StreamShape {
     return size_t(warps) * (kStages * Unit::kBytes + 2 * kRound * kPartialFloats * sizeof(float));
   }
 };
-
-// Tiles that a block of at most kMaxWarps warps takes at once: a power of two.
-inline int tiles_together(const PackedMatrices& w) {
-  int together = 1;
-  while (2 * together * w.slices <= kMaxWarps && together < 8) together *= 2;
-  return together;
-}
 
 // Multiplies `items` items from `first` on, for all tiles of theirs that there are.
 template <typename Unit, int kColumns, typename Work>
