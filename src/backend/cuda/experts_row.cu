@@ -98,8 +98,8 @@ struct GateUpWork {
                      own.units * Unit::kInputs / 8, reinterpret_cast<uint4*>(staged));
     __syncwarp();
   }
-  // Only now: what down reads of the routing before it waits is complete, and its weights come
-  // after these.
+  // Only now: down's weights come after these, and what it reads of the routing before it waits is
+  // complete, since it begins after all blocks called this, and some have chosen experts' items.
   __device__ __forceinline__ void all_fetched() const { let_successor_begin(); }
   __device__ __forceinline__ const bf16* columns(int) const { return staged; }
   __device__ __forceinline__ float factor(int item, int part, int i) const {
