@@ -16,29 +16,12 @@
 #include "backend/cpu/multiply.h"
 #include "backend/cpu/records.h"
 #include "backend/cpu/rows.h"
+#include "backend/cpu/test_targets.h"
 #include "backend/cpu/workers.h"
 #include "base/numbers.h"
-#include "hwy/highway.h"
 
 namespace nibble {
 namespace {
-
-// Where there is one, Highway's headers call it directly and its library is not needed.
-constexpr bool kOneTarget = (HWY_TARGETS & (HWY_TARGETS - 1)) == 0;
-
-// Runs body(target) on every instruction set that this machine has.
-template <typename Body>
-void for_each_target(Body body) {
-  if constexpr (kOneTarget) return body(HWY_TARGETS);
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    SCOPED_TRACE(hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-    body(target);
-  }
-  hwy::SetSupportedTargetsForTest(0);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-}
 
 TEST(Pieces, EveryItemIsTakenOnceByWhoeverIsFree) {
   for (const int threads : {1, 2, 5}) {
@@ -444,72 +427,6 @@ TEST(Inputs, BytesAreThoseOfTheIntegers) {
       EXPECT_EQ(a.norm, b.norm);
       EXPECT_EQ(a.error, b.error);
     });
-  }
-}
-
-// Sums of one query over all records, in double.
-void expect_sums(const std::vector<float>& records, const float* q, int64_t count, int width,
-                 int latent, float scale, float top, float sum, const float* values) {
-  std::vector<double> scores;
-  for (int64_t t = 0; t < count; ++t) {
-    double score = 0;
-    for (int d = 0; d < width; ++d) score += double(q[d]) * records[size_t(t * width + d)];
-    scores.push_back(score * double(scale));
-  }
-  const double best = *std::max_element(scores.begin(), scores.end());
-  ASSERT_NEAR(top, best, 1e-4);
-  double total = 0;
-  std::vector<double> want(size_t(latent), 0.0);
-  for (int64_t t = 0; t < count; ++t) {
-    const double p = std::exp(scores[size_t(t)] - best);
-    total += p;
-    for (int d = 0; d < latent; ++d) want[size_t(d)] += p * records[size_t(t * width + d)];
-  }
-  ASSERT_NEAR(sum, total, 1e-4 * total);
-  for (int d = 0; d < latent; ++d) ASSERT_NEAR(values[d], want[size_t(d)], 1e-3 * total);
-}
-
-TEST(Attention, SumsAreRightForAnyNumberOfQueries) {
-  constexpr int kWidth = 48, kLatent = 32, kRecords = 150;
-  std::mt19937 random(3);
-  std::normal_distribution<float> normal;
-  for (const KvFormat format :
-       {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFp8, KvFormat::kInt8, KvFormat::kNvfp4}) {
-    KvLayer cache{.format = format, .page_size = 7, .width = kWidth, .latent = kLatent};
-    std::vector<int32_t> pages;
-    for (int p = 21; p >= 0; --p) pages.push_back(p);
-    std::vector<uint8_t> memory(size_t(kv_page_bytes(cache) * 22));
-    cache.data = memory.data();
-    const RecordPages at{cache, pages.data()};
-    std::vector<float> records(kRecords * kWidth);
-    for (int t = 0; t < kRecords; ++t) {
-      float* record = records.data() + t * kWidth;
-      for (int d = 0; d < kWidth; ++d) record[d] = normal(random);
-      encode_record(cache, record, at.at(t));
-      decode_record(cache, at.at(t), record);
-    }
-    for (const int count : {1, 2, 3, 4, 5, 6, 11}) {
-      std::vector<float> q(size_t(count * kWidth));
-      for (float& v : q) v = normal(random);
-      std::vector<const float*> rows;
-      std::vector<int64_t> positions;
-      for (int i = 0; i < count; ++i) {
-        rows.push_back(q.data() + i * kWidth);
-        positions.push_back(kRecords - count + i);
-      }
-      std::vector<float> tile(kAttentionBlock * kWidth), scores(size_t(count * kAttentionBlock)),
-          factors(rows.size()), top(rows.size()), sum(rows.size()), values(size_t(count * kLatent));
-      for_each_target([&](int64_t) {
-        attend_span({.rows = rows.data(), .positions = positions.data(), .count = count}, at, 0,
-                    kRecords, {.key_dim = kWidth, .latent_dim = kLatent, .scale = 0.2f},
-                    {.records = tile.data(), .scores = scores.data(), .factors = factors.data()},
-                    {.top = top.data(), .sum = sum.data(), .values = values.data()});
-        for (int i = 0; i < count; ++i) {
-          expect_sums(records, rows[size_t(i)], positions[size_t(i)] + 1, kWidth, kLatent, 0.2f,
-                      top[size_t(i)], sum[size_t(i)], values.data() + i * kLatent);
-        }
-      });
-    }
   }
 }
 
