@@ -63,6 +63,8 @@ void multiply_bf16_avx512bf16(const Product& product, Scratch<uint8_t>& scratch)
 // kNvfp4 panels by sums of integers; the same bits from all.              inputs kInt16
 void multiply_nvfp4(const Product& product, Scratch<uint8_t>& scratch);
 //                                                                         inputs kSplit16
+void multiply_nvfp4_avx2(const Product& product, Scratch<uint8_t>& scratch);
+void multiply_nvfp4_avxvnni(const Product& product, Scratch<uint8_t>& scratch);
 void multiply_nvfp4_avx512vnni(const Product& product, Scratch<uint8_t>& scratch);
 void multiply_nvfp4_avx512vbmi(const Product& product, Scratch<uint8_t>& scratch);
 
