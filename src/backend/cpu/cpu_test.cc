@@ -268,6 +268,11 @@ TEST(Multiply, Nvfp4HasTheSameBitsWhereMultiplyAddsAreFused) {
       check_products(w, weights.data(), by_bytes, 4e-3, &got);
       EXPECT_EQ(got, want);
     }
+    if (instruction_sets().avx2) {
+      const Kernel wide{.input = InputFormat::kInt16, .multiply = multiply_nvfp4_wide_avx2};
+      check_products(w, weights.data(), wide, 4e-3, &got);
+      EXPECT_EQ(got, want);
+    }
     for_each_target([&](int64_t target) {
       const Kernel portable{.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
       check_products(w, weights.data(), portable, 4e-3, &got);

@@ -78,7 +78,7 @@ HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64
     const int64_t last = std::min(lines, first + kExactLines);
     WordSum sum[kRows][kVecs];
     for (int64_t i = first; i < last; ++i, line += kLineBytes) {
-      if (kRows > 2) prefetch_stream(line);
+      if (kRows > 2 || kVectorRegisters == 16) prefetch_stream(line);
       // Pairs of 8 columns: those of an even line's bytes, of an odd line's, then of the others.
       const int64_t at = i / 2 * 4 + i % 2;
 #pragma GCC unroll 8

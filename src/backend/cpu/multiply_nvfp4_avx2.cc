@@ -14,10 +14,7 @@
 
 #if defined(__x86_64__)
 
-#include <algorithm>
-#include <cstring>
-
-#include "backend/cpu/intrinsics.h"
+#include "backend/cpu/nvfp4_avx2.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -29,11 +26,9 @@
 namespace nibble {
 namespace {
 
+using namespace avx2;
+
 constexpr int kMaxRows = 6;
-constexpr int kVecs = 2;  // vectors of outputs
-constexpr int kVecBytes = kLineBytes / kVecs;
-constexpr float kUnscaled = 0x1p120f;  // of the scales
-constexpr float kRest = 0.5f;          // of the codes
 
 // Twice the values of the codes, raised by kSplitOffset.
 inline __m256i code_table() {
@@ -41,32 +36,9 @@ inline __m256i code_table() {
       _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4));
 }
 
-inline __m256i set_word(const uint8_t* bytes) {
-  int32_t word;
-  std::memcpy(&word, bytes, sizeof(word));
-  return _mm256_set1_epi32(word);
-}
-
-// Half a line, loaded once: g++ would rather repeat the load for each nibble.
-inline __m256i load_half(const uint8_t* half) {
-  __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(half));
-  __asm__("" : "+x"(bytes));
-  return bytes;
-}
-
-// The scales of group `g`, of half the line of a block.
-inline __m256 block_scales(const uint8_t* half, int g) {
-  const __m256i words = load_half(half);
-  const __m256i code = g < 3 ? _mm256_slli_epi32(words, 20 - 8 * g) : _mm256_srli_epi32(words, 4);
-  return _mm256_castsi256_ps(_mm256_and_si256(code, _mm256_set1_epi32(0x7f << 20)));
-}
-
 // Four columns of eight outputs: those of the low nibbles of a word, or of the high ones.
 inline __m256i look_up(const uint8_t* half, bool high) {
-  const __m256i bytes = load_half(half);
-  const __m256i codes =
-      _mm256_and_si256(high ? _mm256_srli_epi16(bytes, 4) : bytes, _mm256_set1_epi8(15));
-  return _mm256_shuffle_epi8(code_table(), codes);
+  return _mm256_shuffle_epi8(code_table(), nibbles_of(load_vec(half), high));
 }
 
 // Products of factors with the high and with the low bytes of a row's inputs, over one group.
@@ -156,18 +128,6 @@ inline void add_group(const uint8_t* lines, const uint8_t* scales, int g, const 
   }
 }
 
-void store_outputs(const __m256* sums, const float* tensor_scales, float row_scale, int64_t count,
-                   bool accumulate, float* out) {
-  alignas(32) float y[kPanelRows];
-  for (int v = 0; v < kVecs; ++v) {
-    const __m256 scales =
-        _mm256_mul_ps(_mm256_load_ps(tensor_scales + v * 8), _mm256_set1_ps(row_scale * kRest));
-    const __m256 sum = _mm256_mul_ps(sums[v], _mm256_set1_ps(kUnscaled));
-    _mm256_store_ps(y + v * 8, _mm256_mul_ps(sum, scales));
-  }
-  for (int64_t i = 0; i < count; ++i) out[i] = accumulate ? out[i] + y[i] : y[i];
-}
-
 // `kStream`: the panel is read once.
 template <bool kDotBytes, int kRows, bool kStream>
 __attribute__((noinline)) void multiply_tile(const Product& product, int64_t first_row, int64_t p) {
@@ -183,21 +143,15 @@ __attribute__((noinline)) void multiply_tile(const Product& product, int64_t fir
   const int64_t blocks = w.lines * kLineBytes / kNvfp4BlockBytes;
   const uint8_t* block = panel + kLineBytes;
   for (int64_t b = 0; b < blocks; ++b, block += kNvfp4BlockBytes) {
-    if (kStream) prefetch_stream(block);
+    if (kStream) prefetch_near(block);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
       const uint8_t* lines = block + (1 + g * 2) * kLineBytes;
-      if (kStream) prefetch_stream(lines), prefetch_stream(lines + kLineBytes);
+      if (kStream) prefetch_near(lines), prefetch_near(lines + kLineBytes);
       add_group<kDotBytes, kRows>(lines, block, g, x, b * kSplitBlockBytes, total);
     }
   }
-  const int64_t count = std::min<int64_t>(w.rows - p * kPanelRows, kPanelRows);
-  for (int r = 0; r < kRows; ++r) {
-    float row_scale;
-    std::memcpy(&row_scale, product.x.row(first_row + r), sizeof(row_scale));
-    store_outputs(total[r], reinterpret_cast<const float*>(panel), row_scale, count,
-                  product.accumulate, product.output(first_row + r, p));
-  }
+  for (int r = 0; r < kRows; ++r) store_outputs(product, first_row + r, p, total[r]);
 }
 
 template <bool kDotBytes>
