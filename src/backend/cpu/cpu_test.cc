@@ -224,17 +224,21 @@ TEST(Multiply, AnOutputIsTheSameForAnyRowsAndPanels) {
   }
 }
 
-// Those products of bytes that this machine has.
-std::vector<MultiplyFunction> nvfp4_by_bytes() {
-  std::vector<MultiplyFunction> functions;
+// Those of one instruction set that this machine has.
+std::vector<Kernel> nvfp4_kernels() {
+  std::vector<Kernel> kernels;
 #if defined(__x86_64__)
   const InstructionSets sets = instruction_sets();
-  if (sets.avx2) functions.push_back(multiply_nvfp4_avx2);
-  if (sets.avxvnni) functions.push_back(multiply_nvfp4_avxvnni);
-  if (sets.avx512vnni) functions.push_back(multiply_nvfp4_avx512vnni);
-  if (sets.avx512vbmi) functions.push_back(multiply_nvfp4_avx512vbmi);
+  const auto add = [&](bool has, InputFormat input, MultiplyFunction multiply) {
+    if (has) kernels.push_back({.input = input, .multiply = multiply});
+  };
+  add(sets.avx2, InputFormat::kSplit16, multiply_nvfp4_avx2);
+  add(sets.avx2, InputFormat::kInt16, multiply_nvfp4_wide_avx2);
+  add(sets.avxvnni, InputFormat::kSplit16, multiply_nvfp4_avxvnni);
+  add(sets.avx512vnni, InputFormat::kSplit16, multiply_nvfp4_avx512vnni);
+  add(sets.avx512vbmi, InputFormat::kSplit16, multiply_nvfp4_avx512vbmi);
 #endif
-  return functions;
+  return kernels;
 }
 
 // A stack of two NVFP4 matrices, some block scales of which are negative or zero.
@@ -263,14 +267,8 @@ TEST(Multiply, Nvfp4HasTheSameBitsWhereMultiplyAddsAreFused) {
     const auto weights = decoded(weight, kOutputs, kOutputs);
     std::vector<float> want, got;
     check_products(w, weights.data(), workers.exact_kernel(w.format), 4e-3, &want);
-    for (const MultiplyFunction multiply : nvfp4_by_bytes()) {
-      const Kernel by_bytes{.input = InputFormat::kSplit16, .multiply = multiply};
-      check_products(w, weights.data(), by_bytes, 4e-3, &got);
-      EXPECT_EQ(got, want);
-    }
-    if (instruction_sets().avx2) {
-      const Kernel wide{.input = InputFormat::kInt16, .multiply = multiply_nvfp4_wide_avx2};
-      check_products(w, weights.data(), wide, 4e-3, &got);
+    for (const Kernel& kernel : nvfp4_kernels()) {
+      check_products(w, weights.data(), kernel, 4e-3, &got);
       EXPECT_EQ(got, want);
     }
     for_each_target([&](int64_t target) {

@@ -60,10 +60,11 @@ InstructionSets instruction_sets() {
   sets.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   sets.avxvnni = sets.avx2 && has_avx_vnni();
   sets.avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
+                __builtin_cpu_supports("avx512vl");
   sets.avx512vnni = sets.avx512 && __builtin_cpu_supports("avx512vnni");
   sets.avx512vbmi = sets.avx512vnni && __builtin_cpu_supports("avx512vbmi");
-  sets.fast_avx512bf16 = sets.avx512 && __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16");
+  sets.fast_avx512bf16 =
+      sets.avx512 && __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16");
   sets.amx_bf16 = sets.avx512 && has_amx_bf16();
 #endif
   return sets;

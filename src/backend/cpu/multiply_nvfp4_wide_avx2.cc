@@ -28,15 +28,16 @@ namespace {
 using namespace avx2;
 
 constexpr int kMaxRows = 4;
-constexpr int kBlocks = 4;                                  // unpacked at a time
-constexpr int kGroups = 4;                                  // of a block
-constexpr int kPairs = 8;                                   // of columns of a group
-constexpr int kGroupFactors = kPairs * 2 * kPanelRows;      // 16-bit
-constexpr int64_t kInputBlockBytes = 2 * kNvfp4Columns;     // of a row
+constexpr int kBlocks = 4;                               // unpacked at a time
+constexpr int kGroups = 4;                               // of a block
+constexpr int kPairs = 8;                                // of columns of a group
+constexpr int kGroupFactors = kPairs * 2 * kPanelRows;   // 16-bit
+constexpr int64_t kInputBlockBytes = 2 * kNvfp4Columns;  // of a row
 
 // Blocks as the tiles read them.
 struct Unpacked {
-  alignas(64) int16_t factors[kBlocks * kGroups][kGroupFactors];  // pair, output, column of the pair
+  alignas(
+      64) int16_t factors[kBlocks * kGroups][kGroupFactors];  // pair, output, column of the pair
   alignas(64) float scales[kBlocks * kGroups][kPanelRows];
 };
 

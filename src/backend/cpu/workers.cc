@@ -33,9 +33,8 @@ Kernel best_kernel(PanelFormat format, [[maybe_unused]] const InstructionSets& s
       if (!sets.avx512 && sets.avxvnni)
         return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avxvnni};
       if (!sets.avx512 && sets.avx2 && want == Want::kWide) {
-        return {.input = InputFormat::kInt16,
-                .multiply = multiply_nvfp4_wide_avx2,
-                .least_rows = 6};
+        return {
+            .input = InputFormat::kInt16, .multiply = multiply_nvfp4_wide_avx2, .least_rows = 6};
       }
       if (!sets.avx512 && sets.avx2)
         return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx2};
