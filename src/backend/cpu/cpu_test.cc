@@ -224,6 +224,23 @@ TEST(Multiply, AnOutputIsTheSameForAnyRowsAndPanels) {
   }
 }
 
+// Those of one instruction set that this machine has.
+std::vector<Kernel> nvfp4_kernels() {
+  std::vector<Kernel> kernels;
+#if defined(__x86_64__)
+  const InstructionSets sets = instruction_sets();
+  const auto add = [&](bool has, InputFormat input, MultiplyFunction multiply) {
+    if (has) kernels.push_back({.input = input, .multiply = multiply});
+  };
+  add(sets.avx2, InputFormat::kSplit16, multiply_nvfp4_avx2);
+  add(sets.avx2, InputFormat::kInt16, multiply_nvfp4_wide_avx2);
+  add(sets.avxvnni, InputFormat::kSplit16, multiply_nvfp4_avxvnni);
+  add(sets.avx512vnni, InputFormat::kSplit16, multiply_nvfp4_avx512vnni);
+  add(sets.avx512vbmi, InputFormat::kSplit16, multiply_nvfp4_avx512vbmi);
+#endif
+  return kernels;
+}
+
 // A stack of two NVFP4 matrices, some block scales of which are negative or zero.
 TEST(Multiply, Nvfp4HasTheSameBitsWhereMultiplyAddsAreFused) {
   Workers workers(1);
@@ -250,13 +267,10 @@ TEST(Multiply, Nvfp4HasTheSameBitsWhereMultiplyAddsAreFused) {
     const auto weights = decoded(weight, kOutputs, kOutputs);
     std::vector<float> want, got;
     check_products(w, weights.data(), workers.exact_kernel(w.format), 4e-3, &want);
-#if defined(__x86_64__)
-    if (instruction_sets().avx512vnni) {  // without VBMI too
-      const Kernel narrow{.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vnni};
-      check_products(w, weights.data(), narrow, 4e-3, &got);
+    for (const Kernel& kernel : nvfp4_kernels()) {
+      check_products(w, weights.data(), kernel, 4e-3, &got);
       EXPECT_EQ(got, want);
     }
-#endif
     for_each_target([&](int64_t target) {
       const Kernel portable{.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
       check_products(w, weights.data(), portable, 4e-3, &got);
@@ -395,8 +409,17 @@ TEST(Inputs, IntegersAreWithinHalfAStep) {
   EXPECT_EQ(scale, 0.0f);
 }
 
+// Those makers of kSplit16 that this machine has.
+auto split16_makers() {
+  std::vector<void (*)(const float*, const float*, int64_t, uint8_t*)> makers;
+#if defined(__x86_64__)
+  if (instruction_sets().avx2) makers.push_back(make_split16_row_avx2);
+  if (instruction_sets().avx512) makers.push_back(make_split16_row_avx512vnni);
+#endif
+  return makers;
+}
+
 TEST(Inputs, BytesAreThoseOfTheIntegers) {
-  if (!instruction_sets().avx512vnni) GTEST_SKIP() << "no AVX512-VNNI here";
   std::mt19937 random(4);
   for (const int64_t n : {1, 7, 16, 100, 2048}) {
     std::vector<float> x(static_cast<size_t>(n));
@@ -404,9 +427,9 @@ TEST(Inputs, BytesAreThoseOfTheIntegers) {
     x[size_t(n / 2)] = 200;  // becomes the largest integer
     std::vector<uint8_t> whole(size_t(input_row_bytes(InputFormat::kInt16, n)));
     std::vector<uint8_t> row(size_t(input_row_bytes(InputFormat::kSplit16, n)), 0xcc);
-    for_each_target([&](int64_t) {
+    for (const auto make_split16_row : split16_makers()) {
       make_input_row(InputFormat::kInt16, x.data(), nullptr, n, whole.data());
-      make_input_row(InputFormat::kSplit16, x.data(), nullptr, n, row.data());
+      make_split16_row(x.data(), nullptr, n, row.data());
       EXPECT_EQ(std::memcmp(row.data(), whole.data(), sizeof(float)), 0);
       const int16_t* integers = reinterpret_cast<const int16_t*>(whole.data() + kInt16Header);
       const int64_t columns = (n + kSplitColumns - 1) / kSplitColumns * kSplitColumns;
@@ -426,7 +449,7 @@ TEST(Inputs, BytesAreThoseOfTheIntegers) {
       const InputNorms b = input_norms(InputFormat::kSplit16, x.data(), row.data(), n);
       EXPECT_EQ(a.norm, b.norm);
       EXPECT_EQ(a.error, b.error);
-    });
+    }
   }
 }
 

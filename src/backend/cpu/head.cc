@@ -10,6 +10,7 @@ namespace nibble {
 namespace {
 
 constexpr double kRounding = 0x1p-24;
+constexpr int64_t kPanelsAhead = 16;
 
 const float* errors_of(const Panels& panels, int64_t p) {
   return reinterpret_cast<const float*>(panels.panel(p) + kLineBytes);
@@ -58,6 +59,8 @@ void Head::find_candidates(int thread, const Panels& panels, Share share, Tensor
       const float* logits = out.row<float>(t) + p * kPanelRows;
       const float* errors = errors_of(panels, p);
       const int64_t count = std::min<int64_t>(kPanelRows, panels.rows - p * kPanelRows);
+      // A line a panel, which the machine does not foresee.
+      if (t == 0) __builtin_prefetch(errors_of(panels, std::min(p + kPanelsAhead, share.last - 1)));
       if (!any_reaches(logits, errors, count, bound.row_norm, bound.rest, floor)) continue;
       for (int64_t i = 0; i < count; ++i) {
         if (logits[i] + (errors[i] * bound.row_norm + bound.rest) < floor) continue;

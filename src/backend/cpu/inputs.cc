@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "backend/cpu/instruction_sets.h"
 #include "base/check.h"
 #include "hwy/foreach_target.h"  // before simd-inl.h
 // clang-format off
@@ -165,7 +166,8 @@ void make_input_row(InputFormat format, const float* x, const float* factors, in
       return;
     case InputFormat::kSplit16:
 #if defined(__x86_64__)
-      make_split16_row_avx512vnni(x, factors, cols, out);
+      static const bool avx512 = instruction_sets().avx512vnni;
+      (avx512 ? make_split16_row_avx512vnni : make_split16_row_avx2)(x, factors, cols, out);
 #endif
       return;
   }

@@ -56,6 +56,7 @@ void make_input_row(InputFormat format, const float* x, const float* factors, in
                     uint8_t* out);
 
 // kSplit16.
+void make_split16_row_avx2(const float* x, const float* factors, int64_t cols, uint8_t* out);
 void make_split16_row_avx512vnni(const float* x, const float* factors, int64_t cols, uint8_t* out);
 
 // |x| and |x - x'| of a row of integers x', kInt16 or kSplit16.

@@ -36,6 +36,12 @@ std::string vector_target_name() {
 namespace {
 
 #if defined(__x86_64__)
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvxVnni) != 0;
+}
+
 bool has_amx_bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
@@ -51,12 +57,15 @@ bool has_amx_bf16() {
 InstructionSets instruction_sets() {
   InstructionSets sets;
 #if defined(__x86_64__)
-  const bool avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  sets.avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  sets.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  sets.avxvnni = sets.avx2 && has_avx_vnni();
+  sets.avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512vl");
+  sets.avx512vnni = sets.avx512 && __builtin_cpu_supports("avx512vnni");
   sets.avx512vbmi = sets.avx512vnni && __builtin_cpu_supports("avx512vbmi");
-  sets.fast_avx512bf16 = avx512 && __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16");
-  sets.amx_bf16 = avx512 && has_amx_bf16();
+  sets.fast_avx512bf16 =
+      sets.avx512 && __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16");
+  sets.amx_bf16 = sets.avx512 && has_amx_bf16();
 #endif
   return sets;
 }

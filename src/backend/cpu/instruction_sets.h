@@ -10,6 +10,9 @@ std::string vector_target_name();
 
 // Those that Highway does not know.
 struct InstructionSets {
+  bool avx2 = false;     // and FMA
+  bool avxvnni = false;  // and AVX2
+  bool avx512 = false;   // F, BW, DQ and VL
   bool avx512vnni = false;
   bool avx512vbmi = false;  // and VNNI
   bool amx_bf16 = false;

@@ -37,6 +37,12 @@ inline void prefetch_stream(const void* line) {
   __builtin_prefetch(static_cast<const uint8_t*>(line) + kNearBytes, 0, 3);
 }
 
+// The same for a machine that does best when it looks ahead to the L2 cache by itself: AMD's Zen 3.
+inline void prefetch_near(const void* line) {
+  constexpr int kBytes = 4 * kNvfp4BlockBytes;
+  __builtin_prefetch(static_cast<const uint8_t*>(line) + kBytes, 0, 3);
+}
+
 // `scratch`: memory of the calling thread, kept between calls.
 using MultiplyFunction = void (*)(const Product& product, Scratch<uint8_t>& scratch);
 
@@ -46,6 +52,7 @@ struct Kernel {
   MultiplyFunction multiply = nullptr;
   int tile_rows = 12;               // a multiple of the rows of its tiles
   int64_t block_bytes = 384 << 10;  // of input rows that it should take at once, of the L2 cache
+  int64_t least_rows = 24;          // of a wide one: a product of fewer is not worth unpacking for
 
   // Input rows that it should take at once.
   int64_t block_rows(int64_t cols) const {
@@ -62,7 +69,10 @@ void multiply_bf16_avx512bf16(const Product& product, Scratch<uint8_t>& scratch)
 
 // kNvfp4 panels by sums of integers; the same bits from all.              inputs kInt16
 void multiply_nvfp4(const Product& product, Scratch<uint8_t>& scratch);
+void multiply_nvfp4_wide_avx2(const Product& product, Scratch<uint8_t>& scratch);
 //                                                                         inputs kSplit16
+void multiply_nvfp4_avx2(const Product& product, Scratch<uint8_t>& scratch);
+void multiply_nvfp4_avxvnni(const Product& product, Scratch<uint8_t>& scratch);
 void multiply_nvfp4_avx512vnni(const Product& product, Scratch<uint8_t>& scratch);
 void multiply_nvfp4_avx512vbmi(const Product& product, Scratch<uint8_t>& scratch);
 

@@ -38,8 +38,14 @@ struct Pair {
 
 constexpr float kRest = 1;
 
+using Codes = WordVec;
+
+HWY_INLINE Codes open(WordVec words) {
+  return words;
+}
+
 // The columns i and i + 4 of a vector of words: 16 bits of each lane look up a BF16 number.
-HWY_INLINE Pair look_up(WordVec words, int i) {
+HWY_INLINE Pair look_up(Codes words, int i) {
   alignas(64) static constexpr uint16_t kBF16[32] = {
       0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,  //
       0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0,  //
@@ -55,22 +61,56 @@ HWY_INLINE Pair look_up(WordVec words, int i) {
 constexpr float kRest = 0x1p-25f;  // 2^24 and 2 of the codes
 alignas(16) constexpr int8_t kTwice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-// 2^25 times the column `i` of a vector of words.
-HWY_INLINE FloatVec look_up_column(WordVec words, int i) {
-  const WordVec code = hn::And(hn::ShiftRightSame(words, 4 * i), hn::Set(Words(), 15u));
 #if HWY_TARGET == HWY_SCALAR
-  return set(float(kTwice[hn::GetLane(code)]) * 0x1p24f);
-#else
-  const hn::Repartition<uint8_t, Floats> bytes;
-  const auto table = hn::LoadDup128(bytes, reinterpret_cast<const uint8_t*>(kTwice));
-  const auto value = hn::TableLookupBytes(table, hn::BitCast(bytes, code));  // byte 0: others are 0
-  return hn::ConvertTo(Floats(), hn::ShiftLeft<24>(hn::BitCast(Integers(), value)));
-#endif
+
+using Codes = WordVec;
+
+HWY_INLINE Codes open(WordVec words) {
+  return words;
 }
 
-HWY_INLINE Pair look_up(WordVec words, int i) {
+HWY_INLINE FloatVec look_up_column(Codes words, int i) {
+  return set(float(kTwice[hn::GetLane(words) >> (4 * i) & 15]) * 0x1p24f);
+}
+
+HWY_INLINE Pair look_up(Codes words, int i) {
   return {look_up_column(words, i), look_up_column(words, i + 4)};
 }
+
+#else
+
+// Twice the values of a vector of words: a byte each, of the low nibbles and of the high ones.
+struct Codes {
+  WordVec low, high;
+};
+
+HWY_INLINE Codes open(WordVec words) {
+  const hn::Repartition<uint8_t, Floats> bytes;
+  const auto table = hn::LoadDup128(bytes, reinterpret_cast<const uint8_t*>(kTwice));
+  const auto nibbles = [&](WordVec v) HWY_ATTR {
+    return hn::And(hn::BitCast(bytes, v), hn::Set(bytes, uint8_t(15)));
+  };
+  const auto low = hn::TableLookupBytes(table, nibbles(words));
+  const auto high = hn::TableLookupBytes(table, nibbles(hn::ShiftRight<4>(words)));
+  return {hn::BitCast(Words(), low), hn::BitCast(Words(), high)};
+}
+
+// 2^25 times the values of the words' highest bytes.
+HWY_INLINE FloatVec highest_bytes(WordVec words) {
+  const WordVec highest = hn::And(words, hn::Set(Words(), 0xff000000u));
+  return hn::ConvertTo(Floats(), hn::BitCast(Integers(), highest));
+}
+
+HWY_INLINE Pair look_up(const Codes& codes, int i) {
+  const WordVec bytes = i % 2 == 0 ? codes.low : codes.high;
+  if (i < 2) {
+    const auto first = hn::BitCast(Integers(), hn::ShiftLeft<24>(bytes));
+    return {hn::ConvertTo(Floats(), first), highest_bytes(hn::ShiftLeft<8>(bytes))};
+  }
+  return {highest_bytes(hn::ShiftLeft<16>(bytes)), highest_bytes(bytes)};
+}
+
+#endif
 
 #endif
 
@@ -126,10 +166,10 @@ HWY_NOINLINE void multiply_tile(const Product& product, int64_t first_row, int64
 #pragma GCC unroll 2
       for (int word = 0; word < kNvfp4Columns / 8; ++word, line += kLineBytes, x += 8) {
         if (kStream && v == 0) prefetch_stream(line);
-        const WordVec words = hn::LoadU(Words(), reinterpret_cast<const uint32_t*>(line));
+        const Codes codes = open(hn::LoadU(Words(), reinterpret_cast<const uint32_t*>(line)));
 #pragma GCC unroll 4
         for (int i = 0; i < kSums; ++i) {
-          const Pair factors = look_up(words, i);
+          const Pair factors = look_up(codes, i);
 #pragma GCC unroll 4
           for (int r = 0; r < kRows; ++r) {
             const float* at = x + r * blocks * kNvfp4Columns + i;

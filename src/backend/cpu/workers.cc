@@ -30,6 +30,14 @@ Kernel best_kernel(PanelFormat format, [[maybe_unused]] const InstructionSets& s
         return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vbmi};
       if (sets.avx512vnni)
         return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vnni};
+      if (!sets.avx512 && sets.avxvnni)
+        return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avxvnni};
+      if (!sets.avx512 && sets.avx2 && want == Want::kWide) {
+        return {
+            .input = InputFormat::kInt16, .multiply = multiply_nvfp4_wide_avx2, .least_rows = 6};
+      }
+      if (!sets.avx512 && sets.avx2)
+        return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx2};
 #endif
       return {.input = InputFormat::kInt16, .multiply = multiply_nvfp4};
     case PanelFormat::kNvfp4Columns:
@@ -61,14 +69,15 @@ Workers::Workers(int threads, bool exact)
 
 int64_t Workers::wide_rows() const {
   for (int i = 0; i < kPanelFormats; ++i) {
-    if (kernels_[i].multiply != wide_kernels_[i].multiply) return kWideRows;
+    const InputFormat narrow = kernels_[i].input, wide = wide_kernels_[i].input;
+    if (narrow != wide && wide == InputFormat::kBF16) return kWideRows;
   }
   return INT64_MAX;
 }
 
 std::string Workers::instruction_set() const {
   std::string name = vector_target_name();
-  if (sets_.avx512vnni) name += "-VNNI";
+  if (sets_.avx512vnni || (!sets_.avx512 && sets_.avxvnni)) name += "-VNNI";
   if (sets_.fast_avx512bf16) name += "-BF16";
   if (sets_.amx_bf16) name += ", AMX";
   return name;

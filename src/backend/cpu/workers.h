@@ -14,7 +14,7 @@
 
 namespace nibble {
 
-// A product of so many rows is worth decoding its panels for.
+// A product of so many rows is worth decoding its panels for, on any machine.
 inline constexpr int64_t kWideRows = 24;
 
 class Workers {
@@ -29,7 +29,8 @@ class Workers {
 
   // The best kernel for a product of `rows` rows and panels of this format.
   const Kernel& kernel(PanelFormat format, int64_t rows) const {
-    return rows < kWideRows ? kernels_[size_t(format)] : wide_kernels_[size_t(format)];
+    const Kernel& wide = wide_kernels_[size_t(format)];
+    return rows < wide.least_rows ? kernels_[size_t(format)] : wide;
   }
   // Backend::wide_rows
   int64_t wide_rows() const;
