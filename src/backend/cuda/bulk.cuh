@@ -51,6 +51,18 @@ __device__ __forceinline__ void arrive_expecting(uint64_t* barrier, int bytes) {
                : "memory");
 }
 
+// *shared = value in the shared memory of block `rank` of the cluster, whose barrier counts it: no
+// fence, which would wait for all that the multiprocessor has under way.
+__device__ __forceinline__ void send_to_block(uint32_t* shared, uint64_t* barrier, unsigned rank,
+                                              uint32_t value) {
+  asm volatile(
+      "{.reg .b32 to, at;\n mapa.shared::cluster.u32 to, %0, %2;\n mapa.shared::cluster.u32 at, %1, "
+      "%2;\n st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %3, [at];}" ::
+          "r"(shared_address(shared)),
+      "r"(shared_address(barrier)), "r"(rank), "r"(value)
+      : "memory");
+}
+
 // Copies `bytes`, a multiple of 16, both addresses aligned to 16, by one thread; the barrier's
 // phase counts them as they come.
 __device__ __forceinline__ void copy_bulk(void* shared, const void* global, int bytes,

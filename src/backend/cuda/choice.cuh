@@ -9,6 +9,10 @@ namespace nibble::cuda {
 
 inline constexpr int kMaxExperts = 256;
 
+__device__ __forceinline__ float sigmoid(float x) {
+  return 1.0f / (1.0f + expf(-x));
+}
+
 // A row's scores are `stride` apart.
 struct Choosing {
   const float* scores = nullptr;  // sigmoid(x router^T)
@@ -36,6 +40,11 @@ struct LaneBias {
 __device__ __forceinline__ uint32_t rising_bits(float value) {
   const uint32_t bits = __float_as_uint(value + 0.0f);  // -0 becomes 0
   return value != value ? 0 : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// Of the weights of experts whose scores have this sum.
+__device__ __forceinline__ float weight_scale(const RouterShape& shape, float total) {
+  return shape.scaling / (shape.normalize ? total + 1e-20f : 1.0f);
 }
 
 // backend.h's route for row `row` of the scores, of at most kWarp kEach experts; top_k at most
@@ -75,7 +84,7 @@ __device__ __forceinline__ void choose(const Choosing& choosing, const LaneBias<
     total += score;
     if (lane == k) expert = chosen, weight = score;
   }
-  const float scale = shape.scaling / (shape.normalize ? total + 1e-20f : 1.0f);
+  const float scale = weight_scale(shape, total);
   if (lane < shape.top_k) experts[lane] = expert, weights[lane] = weight * scale;
   for (int s = lane; s < shape.num_shared; s += kWarp) {
     experts[shape.top_k + s] = shape.num_experts + s;

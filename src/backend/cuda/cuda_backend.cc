@@ -40,6 +40,8 @@ cuda::Context CudaBackend::context() {
   sums_.reset();
   if (norm_) cuda::add_rms_norm(context, *norm_);
   norm_.reset();
+  if (route_) cuda::norm_and_route(context, *route_);
+  route_.reset();
   if (store_) cuda::mla_store(context, *store_);
   store_.reset();
   return context;
@@ -88,7 +90,9 @@ void* CudaBackend::allocate(size_t bytes) {
 
 void CudaBackend::free(void* memory) {
   if (memory == nullptr) return;
-  if (cudaStreamSynchronize(stream_) != cudaSuccess) norm_.reset(), store_.reset(), sums_.reset();
+  if (cudaStreamSynchronize(stream_) != cudaSuccess) {
+    norm_.reset(), route_.reset(), store_.reset(), sums_.reset();
+  }
   context();
   cudaStreamSynchronize(stream_);  // on a lost card, too, memory is given back
   replay_.clear();                 // a record may hold its address
@@ -218,7 +222,7 @@ void CudaBackend::mla_store(Tensor kv, const Weight& gain, const MlaShape& shape
 
 void CudaBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
                                 const Batch& batch, const KvLayer& cache, Tensor out) {
-  if (store_ && !norm_ && cuda::can_store_and_attend(*store_, batch)) {
+  if (store_ && !norm_ && !route_ && cuda::can_store_and_attend(*store_, batch)) {
     cuda::mla_attention(context_as_is(), q, kv_b, shape, batch, cache, out, &*store_);
     return store_.reset();
   }
@@ -229,7 +233,7 @@ void CudaBackend::route(Tensor x, const Weight& router, const Weight& bias,
                         const RouterShape& shape, Routing out) {
   if (norm_ && norm_->out.data == x.data && norm_->out.rows == x.rows &&
       cuda::can_route_with(*norm_)) {
-    cuda::norm_and_route(context_as_is(), *norm_, router, bias, shape, out);
+    route_ = cuda::route_of(*norm_, router, bias, shape, out);
     return norm_.reset();
   }
   cuda::route(context(), x, router, bias, shape, out);
@@ -237,6 +241,10 @@ void CudaBackend::route(Tensor x, const Weight& router, const Weight& bias,
 
 void CudaBackend::experts(Tensor x, const Routing& routing, const Weight& gate_up,
                           const Weight& down, Tensor out) {
+  if (route_ && cuda::can_route_in_experts(context_as_is(), *route_, x, routing, gate_up)) {
+    sums_ = cuda::route_and_experts(context_as_is(), *route_, gate_up, down, out);
+    return route_.reset();
+  }
   sums_ = cuda::experts(context(), x, routing, gate_up, down, out);
 }
 

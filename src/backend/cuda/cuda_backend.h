@@ -14,6 +14,7 @@
 #include "backend/cuda/mla.h"
 #include "backend/cuda/readback.h"
 #include "backend/cuda/replay.h"
+#include "backend/cuda/route.h"
 #include "backend/cuda/rows.h"
 #include "backend/cuda/sample.h"
 
@@ -81,6 +82,7 @@ class CudaBackend : public Backend {
   cuda::Replay replay_;
   // Held back until the next operation, which may take them into its own kernel.
   std::optional<cuda::Norm> norm_;
+  std::optional<cuda::NormedRoute> route_;
   std::optional<cuda::Store> store_;
   std::optional<cuda::SlotSums> sums_;
   cuda::DeviceMemory arrived_;   // Norm::arrived

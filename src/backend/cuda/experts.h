@@ -6,6 +6,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/launch.h"
+#include "backend/cuda/route.h"
 #include "backend/cuda/rows.h"
 #include "backend/cuda/weights.h"
 
@@ -20,6 +21,13 @@ std::shared_ptr<const void> upload_experts(const Uploads& to, const Weight& host
 // add_rms_norm() with it.
 std::optional<SlotSums> experts(const Context& context, Tensor x, const Routing& routing,
                                 const Weight& gate_up, const Weight& down, Tensor out);
+
+// Whether x and routing, which the route gives, can be made by experts' own first kernel.
+bool can_route_in_experts(const Context& context, const NormedRoute& route, Tensor x,
+                          const Routing& routing, const Weight& gate_up);
+// Both.
+std::optional<SlotSums> route_and_experts(const Context& context, const NormedRoute& route,
+                                          const Weight& gate_up, const Weight& down, Tensor out);
 
 void combine_slots(const Context& context, const SlotSums& sums);
 

@@ -4,6 +4,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/experts.h"
 #include "backend/cuda/products.h"
+#include "backend/cuda/route.h"
 
 namespace nibble::cuda {
 
@@ -13,9 +14,14 @@ inline constexpr int kMaxTiledRows = 8192;
 // For one row of at most so many slots, and for 1 .. kMaxStreamedRows rows. inner: room for a BF16
 // row a pair (row, slot).
 inline constexpr int kMostRowSlots = 16;
+// route: to be made first, for x and routing; or null.
 void experts_row(const Context& context, const Activations& x, const Routing& routing,
-                 const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
-                 const Activations& inner, const Results& out);
+                 const NormedRoute* route, const PackedMatrices& gate_up,
+                 const PackedMatrices& down, int num_experts, const Activations& inner,
+                 const Results& out);
+// Whether it takes this one.
+bool can_route_experts_row(const Context& context, const NormedRoute& route,
+                           const PackedMatrices& gate_up);
 void experts_stream(const Context& context, const Activations& x, const Routing& routing,
                     const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
                     const Activations& inner, const Results& out);

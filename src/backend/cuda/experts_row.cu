@@ -13,17 +13,15 @@
 // --benchmark_filter=wide): 12.8 us, 55 % of 3.0 TB/s, two hand-overs counted.
 #include "backend/cuda/experts_products.h"
 #include "backend/cuda/experts_work.cuh"
+#include "backend/cuda/route_row.cuh"
 #include "backend/cuda/row.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-// Units that a warp has under way: what both kernels have room for in a multiprocessor, or, where
-// there is little shared memory, one of them.
-template <typename Unit, bool kMuch>
-using GateUpPlan = RowPlan<0, Unit::kChunks == 1 ? 2
-                              : kMuch            ? 6
-                                                 : 4>;
+// Units that a warp has under way.
+template <typename Unit>
+using GateUpPlan = RowPlan<0, Unit::kChunks == 1 ? 2 : 4>;
 template <typename Unit, bool kMuch>
 using DownPlan = RowPlan<0, Unit::kChunks == 1 ? 2
                             : kMuch            ? 5
@@ -51,18 +49,82 @@ struct Slots {
   }
 };
 
-template <typename Unit>
+// Where gate_up's inputs come from, and the experts of a row: from memory, each warp bringing the
+// columns of its slice ...
+struct StoredSource {
+  static constexpr int kSpareBytes = 0;
+  Activations x;
+
+  static size_t shared_bytes(const PackedMatrices& w, int cols) {
+    return size_t(tiles_together(w) * cols) * sizeof(bf16);
+  }
+  struct State {
+    bf16* inputs;  // of the warp's slice
+    int of_lane = 0;
+
+    __device__ __forceinline__ State(const StoredSource&, uint8_t* shared, int first, int cols,
+                                     int part)
+        : inputs(reinterpret_cast<bf16*>(shared) + part * cols + first) {}
+    __device__ __forceinline__ void begin(const StoredSource& source, const Slots& slots, int first,
+                                          int columns, uint8_t*, int) {
+      wait_for_predecessor();
+      of_lane = slots.expert_of_lane();
+      stage_columns<1>(static_cast<const uint4*>(source.x.data) + first / 8,
+                       (source.x.cols - first) / 8, columns / 8, reinterpret_cast<uint4*>(inputs));
+      __syncwarp();
+    }
+    __device__ __forceinline__ const bf16* columns() const { return inputs; }
+    __device__ __forceinline__ int expert(const Slots& slots, int slot) const {
+      return slots.expert(slot);
+    }
+    __device__ __forceinline__ void let_successor_begin() const { cuda::let_successor_begin(); }
+  };
+};
+
+// ... or made by the kernel itself.
+struct RoutingSource {
+  static constexpr int kSpareBytes = kRouterBytes;
+  RowRoute route;
+
+  static size_t shared_bytes(const PackedMatrices&, int) { return sizeof(RowRouteMemory); }
+  struct State {
+    RowRouteMemory& memory;
+    int slice_first;
+    int of_lane = 0;
+
+    __device__ __forceinline__ State(const RoutingSource&, uint8_t* shared, int first, int, int)
+        : memory(*reinterpret_cast<RowRouteMemory*>(shared)), slice_first(first) {}
+    __device__ __forceinline__ void begin(RoutingSource& source, const Slots& slots, int, int,
+                                          uint8_t* spare, int spare_pitch) {
+      route_row(source.route, memory, spare, spare_pitch);
+      of_lane = expert(slots, min(int(threadIdx.x) % kWarp, slots.count - 1));
+    }
+    __device__ __forceinline__ const bf16* columns() const { return memory.inputs + slice_first; }
+    __device__ __forceinline__ int expert(const Slots&, int slot) const {
+      return memory.experts[slot];
+    }
+    // What the successor reads of the routing before it waits must be there.
+    __device__ __forceinline__ void let_successor_begin() const {
+      if (blockIdx.x == 0) {
+        if (threadIdx.x >= kWarp) return;
+        __threadfence();
+      }
+      cuda::let_successor_begin();
+    }
+  };
+};
+
+template <typename Unit, typename Source>
 struct GateUpWork {
   const PackedMatrices& w;
   const Slots& slots;
   const RowPart& own;
-  const Activations& x;
+  Source& source;
+  typename Source::State state;
   bf16* inner;
   int64_t inner_stride;
-  bf16* staged;  // of the warp's slice
   int together, items_a_place;
   int place = 0, index = 0;  // of the item to fetch next: see place_of()
-  int of_lane = 0;
 
   // An item's slot, and the first of its tiles.
   struct Place {
@@ -82,7 +144,7 @@ struct GateUpWork {
   __device__ __forceinline__ const uint8_t* next_tile() {
     while (index >= items_a_place) index -= items_a_place, ++place;
     const unsigned tile =
-        packed_tile(slots.expert(slot_of(place), of_lane), index * together + own.part);
+        packed_tile(slots.expert(slot_of(place), state.of_lane), index * together + own.part);
     index += int(gridDim.x);
     return w.data + size_t(tile) * w.tile_bytes;
   }
@@ -90,22 +152,20 @@ struct GateUpWork {
     const int shared_items = slots.num_shared * items_a_place - int(blockIdx.x);
     return shared_items <= 0 ? 0 : int(unsigned(shared_items + int(gridDim.x) - 1) / gridDim.x);
   }
-  __device__ __forceinline__ void begin() {
-    wait_for_predecessor();
-    of_lane = slots.expert_of_lane();
-    const int first = own.first_unit * Unit::kInputs;
-    stage_columns<1>(static_cast<const uint4*>(x.data) + first / 8, (x.cols - first) / 8,
-                     own.units * Unit::kInputs / 8, reinterpret_cast<uint4*>(staged));
-    __syncwarp();
+  static constexpr int kSpareBytes = Source::kSpareBytes;
+  __device__ __forceinline__ void begin(uint8_t* spare, int spare_pitch) {
+    state.begin(source, slots, own.first_unit * Unit::kInputs, own.units * Unit::kInputs, spare,
+                spare_pitch);
   }
   // Only now: down's weights come after these, and what it reads of the routing before it waits is
-  // complete, since it begins after all blocks called this, and some have chosen experts' items.
-  __device__ __forceinline__ void all_fetched() const { let_successor_begin(); }
-  __device__ __forceinline__ const bf16* columns(int) const { return staged; }
+  // complete, since it begins after all blocks called this.
+  __device__ __forceinline__ void all_fetched() const { state.let_successor_begin(); }
+  __device__ __forceinline__ void meet() const { __syncthreads(); }
+  __device__ __forceinline__ const bf16* columns(int) const { return state.columns(); }
   __device__ __forceinline__ float factor(int item, int part, int i) const {
     const Place place = place_of(item);
-    return w
-        .factors[size_t(packed_tile(slots.expert(place.slot), place.tile + part)) * kTileRows + i];
+    const unsigned tile = packed_tile(state.expert(slots, place.slot), place.tile + part);
+    return w.factors[size_t(tile) * kTileRows + i];
   }
   __device__ __forceinline__ void finish(int item, int part, int i, float product) const {
     const float high = __shfl_down_sync(0xffffffffu, product, kTileRows / 2);
@@ -136,7 +196,8 @@ struct DownWork {
     return w.data + size_t(packed_tile(slots.expert(next++, of_lane), own.part)) * w.tile_bytes;
   }
   __device__ int items_known() const { return slots.count; }
-  __device__ __forceinline__ void begin() {
+  static constexpr int kSpareBytes = 0;
+  __device__ __forceinline__ void begin(uint8_t*, int) {
     wait_for_predecessor();
     constexpr int kAtOnce = 3;  // loads of a lane
     const int first = own.first_unit * Unit::kInputs, pieces = slice_columns / 8;
@@ -161,6 +222,7 @@ struct DownWork {
     __syncwarp();
   }
   __device__ void all_fetched() const {}
+  __device__ __forceinline__ void meet() const { __syncthreads(); }
   __device__ __forceinline__ const bf16* columns(int item) const {
     return staged + item * slice_columns;
   }
@@ -172,27 +234,27 @@ struct DownWork {
   }
 };
 
-template <typename Unit, typename Plan>
+template <typename Unit, typename Plan, typename Source>
 __global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 64)
-    gate_up_row_kernel(PackedMatrices w, Activations x, Slots slots, Activations inner,
+    gate_up_row_kernel(PackedMatrices w, Source source, Slots slots, Activations inner,
                        int together, int sums_bytes) {
   extern __shared__ __align__(16) uint8_t shared[];
   const int ring_bytes = int(Plan::template ring_bytes<Unit>(int(blockDim.x) / kWarp));
   const RowPart own(w);
   const int items_a_place = int(unsigned(w.tiles + together - 1) / unsigned(together));
   const int items = slots.count * items_a_place, block = int(blockIdx.x);
-  const int slice_columns = w.units_per_slice * Unit::kInputs;
-  GateUpWork<Unit> work{.w = w,
-                        .slots = slots,
-                        .own = own,
-                        .x = x,
-                        .inner = static_cast<bf16*>(const_cast<void*>(inner.data)),
-                        .inner_stride = inner.stride,
-                        .staged = reinterpret_cast<bf16*>(shared + ring_bytes + sums_bytes) +
-                                  int(threadIdx.x) / kWarp * slice_columns,
-                        .together = together,
-                        .items_a_place = items_a_place,
-                        .index = block};
+  GateUpWork<Unit, Source> work{
+      .w = w,
+      .slots = slots,
+      .own = own,
+      .source = source,
+      .state = {source, shared + ring_bytes + sums_bytes, own.first_unit * Unit::kInputs,
+                w.units * Unit::kInputs, own.part},
+      .inner = static_cast<bf16*>(const_cast<void*>(inner.data)),
+      .inner_stride = inner.stride,
+      .together = together,
+      .items_a_place = items_a_place,
+      .index = block};
   multiply_row<Unit, Plan>(w, own, work,
                            int(unsigned(items - block + int(gridDim.x) - 1) / gridDim.x), together,
                            shared, reinterpret_cast<float*>(shared + ring_bytes));
@@ -233,21 +295,33 @@ __global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 80)
   }
 }
 
-template <typename Unit, bool kMuch>
-void launch_gate_up(const Context& context, const PackedMatrices& w, const Activations& x,
-                    const Slots& slots, const Activations& inner) {
-  using Plan = GateUpPlan<Unit, kMuch>;
-  const auto kernel = gate_up_row_kernel<Unit, Plan>;
+template <typename Unit, typename Source>
+void launch_gate_up(const Context& context, const PackedMatrices& w, const Source& source,
+                    unsigned cluster, const Slots& slots, const Activations& inner) {
+  using Plan = GateUpPlan<Unit>;
+  const auto kernel = gate_up_row_kernel<Unit, Plan, Source>;
   const int together = tiles_together(w), warps = together * w.slices;
   const unsigned items = unsigned(slots.count) * blocks_for(w.tiles, together);
-  const unsigned blocks = std::max(std::min(items, unsigned(context.device.num_processors)),
-                                   blocks_for(items, most_row_items(w, together)));
-  const size_t sums_bytes = row_sums_bytes(w, int(blocks_for(items, blocks)), together);
-  const size_t shared_bytes = Plan::template ring_bytes<Unit>(warps) + sums_bytes +
-                              size_t(warps * w.units_per_slice * Unit::kInputs) * sizeof(bf16);
-  allow_shared(kernel, shared_bytes);
-  launch(context, {.blocks = {blocks}, .threads = warps * kWarp, .shared_bytes = shared_bytes},
-         kernel, w, x, slots, inner, together, int(sums_bytes));
+  Grid grid{.blocks = {cluster}, .threads = warps * kWarp, .cluster = cluster};
+  const auto take_room = [&](unsigned blocks) {
+    const size_t sums_bytes = row_sums_bytes(w, int(blocks_for(items, blocks)), together);
+    grid.shared_bytes = Plan::template ring_bytes<Unit>(warps) + sums_bytes +
+                        Source::shared_bytes(w, w.units * Unit::kInputs);
+    allow_shared(kernel, grid.shared_bytes);
+    return int(sums_bytes);
+  };
+  const unsigned least = blocks_for(items, most_row_items(w, together));
+  const auto blocks_of = [&](unsigned resident) {
+    return blocks_for(std::max(std::min(items, resident), least), cluster) * cluster;
+  };
+  unsigned resident = unsigned(context.device.num_processors);
+  if (cluster > 1) {
+    take_room(blocks_of(resident));
+    resident = resident_clusters(context, grid, kernel) * cluster;
+  }
+  grid.blocks.x = blocks_of(resident);
+  const int sums_bytes = take_room(grid.blocks.x);
+  launch(context, grid, kernel, w, source, slots, inner, together, sums_bytes);
 }
 
 template <typename Unit, bool kMuch>
@@ -259,32 +333,54 @@ void launch_down(const Context& context, const PackedMatrices& w, const Activati
   const size_t sums_bytes = row_sums_bytes(w, slots.count, together);
   const size_t slot_bytes = size_t(together * kTileRows) * sizeof(float) +
                             size_t(warps * w.units_per_slice * Unit::kInputs) * sizeof(bf16);
-  const size_t shared_bytes =
-      Plan::template ring_bytes<Unit>(warps) + sums_bytes + size_t(slots.count) * slot_bytes;
-  allow_shared(kernel, shared_bytes);
-  launch(context,
-         {.blocks = {blocks_for(w.tiles, together)},
-          .threads = warps * kWarp,
-          .shared_bytes = shared_bytes},
-         kernel, w, inner, slots, out, together, int(sums_bytes));
+  const Grid grid = one_a_processor(
+      context, {.blocks = {blocks_for(w.tiles, together)},
+                .threads = warps * kWarp,
+                .shared_bytes = Plan::template ring_bytes<Unit>(warps) + sums_bytes +
+                                size_t(slots.count) * slot_bytes});
+  allow_shared(kernel, grid.shared_bytes);
+  launch(context, grid, kernel, w, inner, slots, out, together, int(sums_bytes));
+}
+
+// For the rings of gate_up and down in one multiprocessor.
+bool has_much_memory(const Device& device) {
+  constexpr size_t kMuchBytes = 200 << 10;
+  return device.shared_bytes >= kMuchBytes;
 }
 
 }  // namespace
 
+bool can_route_experts_row(const Context& context, const NormedRoute& route,
+                           const PackedMatrices& gate_up) {
+  if (!has_much_memory(context.device) || !context.device.has_clusters()) return false;
+  const Norm& norm = route.norm;
+  const int steps = int(norm.x.cols) / kStepColumns;
+  const int groups = tiles_together(gate_up) * gate_up.slices / std::max(steps, 1);
+  const int slots = route.shape.top_k + route.shape.num_shared;
+  return norm.x.rows == 1 && is_in_steps(norm) && norm.out.dtype == DType::kBF16 && route.router->dtype == DType::kBF16 &&
+         route.shape.num_experts <= kRouteExperts && slots <= kRouteSlots &&
+         gate_up.format == Format::kNvfp4 && gate_up.cols == norm.x.cols &&
+         int(blocks_for(route.shape.num_experts, kRouteCluster)) <= kRouteEach * groups;
+}
+
 void experts_row(const Context& context, const Activations& x, const Routing& routing,
-                 const PackedMatrices& gate_up, const PackedMatrices& down, int num_experts,
-                 const Activations& inner, const Results& out) {
-  constexpr size_t kMuchBytes = 200 << 10;
-  const bool much = context.device.shared_bytes >= kMuchBytes;
+                 const NormedRoute* route, const PackedMatrices& gate_up,
+                 const PackedMatrices& down, int num_experts, const Activations& inner,
+                 const Results& out) {
+  const bool much = has_much_memory(context.device);
   const Slots slots{.experts = static_cast<const int32_t*>(routing.experts.data),
                     .weights = static_cast<const float*>(routing.weights.data),
                     .count = int(routing.experts.cols),
                     .num_experts = num_experts,
                     .num_shared = routing.num_shared};
-  with_unit(gate_up.format, [&]<typename Unit>(Unit) {
-    much ? launch_gate_up<Unit, true>(context, gate_up, x, slots, inner)
-         : launch_gate_up<Unit, false>(context, gate_up, x, slots, inner);
-  });
+  if (route != nullptr) {
+    launch_gate_up<Nvfp4Unit>(context, gate_up, RoutingSource{RowRoute(*route)}, kRouteCluster,
+                              slots, inner);
+  } else {
+    with_unit(gate_up.format, [&]<typename Unit>(Unit) {
+      launch_gate_up<Unit>(context, gate_up, StoredSource{x}, 1, slots, inner);
+    });
+  }
   with_unit(down.format, [&]<typename Unit>(Unit) {
     much ? launch_down<Unit, true>(context, down, inner, slots, out)
          : launch_down<Unit, false>(context, down, inner, slots, out);

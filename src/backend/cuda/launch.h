@@ -7,6 +7,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -39,29 +40,56 @@ void allow_shared(Kernel* kernel, size_t bytes) {
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
 }
 
+// What the runtime wants to know of a launch.
+struct LaunchConfig {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute attributes[3] = {};
+
+  LaunchConfig(const Context& context, const Grid& grid) {
+    // One division of the multiprocessor's memory for all kernels: two that want it different
+    // cannot be there together.
+    attributes[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid.blocks;
+    config.blockDim = dim3(unsigned(grid.threads));
+    config.dynamicSmemBytes = grid.shared_bytes;
+    config.stream = context.stream;
+    config.attrs = attributes;
+    config.numAttrs = context.device.has_dependent_launch() ? 2 : 1;
+    if (grid.cluster > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs++].val.clusterDim = {grid.cluster, 1, 1};
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;  // config points to the attributes
+};
+
 // Launches nothing when the grid is empty.
 template <typename... Params, typename... Args>
 void launch(const Context& context, const Grid& grid, void (*kernel)(Params...), Args&&... args) {
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
-  // One division of the multiprocessor's memory for all kernels: two that want it different cannot
-  // be there together.
-  cudaLaunchAttribute attributes[3] = {};
-  attributes[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
-  attributes[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid.blocks;
-  config.blockDim = dim3(unsigned(grid.threads));
-  config.dynamicSmemBytes = grid.shared_bytes;
-  config.stream = context.stream;
-  config.attrs = attributes;
-  config.numAttrs = context.device.has_dependent_launch() ? 2 : 1;
-  if (grid.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {grid.cluster, 1, 1};
-  }
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...));
+  const LaunchConfig launch(context, grid);
+  CUDA_CHECK(cudaLaunchKernelEx(&launch.config, kernel, Params(std::forward<Args>(args))...));
+}
+
+// How many of the grid's clusters the card holds at once: fewer than it has multiprocessors for,
+// where their groups are of other sizes. After allow_shared().
+template <typename Kernel>
+unsigned resident_clusters(const Context& context, const Grid& grid, Kernel* kernel) {
+  const LaunchConfig launch(context, grid);
+  int clusters = 0;
+  CUDA_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config));
+  return unsigned(clusters);
+}
+
+// A grid of which no two blocks share a multiprocessor, where each can have one: blocks go to the
+// emptiest, and so two to some, while the kernel before is there.
+inline Grid one_a_processor(const Context& context, Grid grid) {
+  const bool can_have = grid.blocks.x <= unsigned(context.device.num_processors);
+  if (can_have) grid.shared_bytes = std::max(grid.shared_bytes, context.device.shared_bytes / 2 + 1);
+  return grid;
 }
 
 // Blocks of `each` that cover `count`.

@@ -26,7 +26,8 @@ struct InputMemory {
 // A row as it lies in memory: a warp brings the columns of its slice. The warps of each tile have a
 // row of their own.
 struct PlainRow {
-  static constexpr int kDecoded = 2;
+  static constexpr bool kAlone = true;
+  static constexpr int kDecoded = 0, kStages = 3, kRegisters = 64;
   Activations x;
 
   static size_t shared_bytes(int cols, int together) {
@@ -42,16 +43,14 @@ struct PlainRow {
                      reinterpret_cast<uint4*>(memory.inputs + first));
     __syncwarp();
   }
-  __device__ void end(const InputMemory&) const {}
+  __device__ __forceinline__ void meet(const InputMemory&) const { __syncthreads(); }
 };
 
-// A row's norm. The first block stores it; the last block to have read x stores x + delta.
 template <typename X>
 struct NormedRow {
-  static constexpr int kDecoded = 1;
-  NormRows<X> norm;
-  unsigned* arrived;  // 0 between launches
-  unsigned ticket = 0;
+  static constexpr bool kAlone = false;
+  static constexpr int kDecoded = sizeof(X) > 2 ? 1 : 0, kStages = 2, kRegisters = sizeof(X) > 2 ? 72 : 64;
+  SharedNorm<X> norm;
 
   static size_t shared_bytes(int cols, int) {
     return size_t(cols) * (sizeof(bf16) + sizeof(float)) +
@@ -65,25 +64,11 @@ struct NormedRow {
             .inputs = reinterpret_cast<bf16*>(sums + cols / kLaneColumns)};
   }
   __device__ __forceinline__ void begin(const InputMemory& memory, int, int) {
-    const int column = int(threadIdx.x) * kLaneColumns, cols = int(norm.x.cols);
-    const Columns<float> gains = gains_of_thread(norm);
+    const Columns<float> gains = gains_of_thread(norm.rows);
     wait_for_predecessor();
-    float v[kLaneColumns];
-    norm_row(norm, gains, 0, memory.sums, memory.added, v);
-    if (column < cols) {
-      store_whole_columns(v, memory.inputs + column);
-      if (blockIdx.x == 0) store_whole_columns(v, norm.out.data + column);
-    }
-    if (norm.delta.data != nullptr && threadIdx.x == 0) ticket = atomicAdd(arrived, 1u);
-    __syncthreads();
+    norm.make(gains, memory.sums, memory.added, memory.inputs);
   }
-  __device__ void end(const InputMemory& memory) const {
-    if (norm.delta.data == nullptr) return;
-    const bool is_last = threadIdx.x == 0 && ticket == gridDim.x - 1;
-    if (!__syncthreads_or(is_last)) return;
-    store_added(norm, 0, memory.added);
-    if (threadIdx.x == 0) *arrived = 0;
-  }
+  __device__ __forceinline__ void meet(const InputMemory& memory) const { norm.meet(memory.added); }
 };
 
 template <typename Source>
@@ -106,7 +91,9 @@ struct RowWork {
   }
   __device__ int items_known() const { return w.tiles; }
   __device__ void all_fetched() const {}
-  __device__ __forceinline__ void begin() { source.begin(memory, slice_first, slice_columns); }
+  __device__ __forceinline__ void meet() const { source.meet(memory); }
+  static constexpr int kSpareBytes = 0;
+  __device__ __forceinline__ void begin(uint8_t*, int) { source.begin(memory, slice_first, slice_columns); }
   __device__ __forceinline__ const bf16* columns(int) const { return memory.inputs + slice_first; }
   __device__ __forceinline__ float factor(int item, int part, int i) const {
     return w.factors[min(tile_of(item, part), w.tiles - 1) * kTileRows + i];
@@ -120,8 +107,8 @@ struct RowWork {
 // Few units of NVFP4 can be decoded early, where all blocks are there at once. Registers: so that
 // the kernels before and after can be there, too.
 template <typename Source>
-struct ShortPlan : RowPlan<Source::kDecoded, Source::kDecoded + 1> {
-  static constexpr int kRegisters = Source::kDecoded > 1 ? 104 : 80;
+struct ShortPlan : RowPlan<Source::kDecoded, Source::kStages> {
+  static constexpr int kRegisters = Source::kRegisters;
 };
 template <typename Unit>
 struct LongPlan : RowPlan<0, Unit::kStages> {
@@ -153,7 +140,6 @@ __global__ void __maxnreg__(Plan::kRegisters)
                        .slice_columns = own.units * Unit::kInputs};
   multiply_row<Unit, Plan>(w, own, work, end - begin, together, shared,
                            reinterpret_cast<float*>(shared + ring_bytes));
-  source.end(memory);
 }
 
 template <typename Unit, typename Plan, typename Source>
@@ -161,12 +147,14 @@ void launch_plan(const Context& context, const PackedMatrices& w, const Source& 
                  const Results& out, unsigned items, unsigned blocks) {
   const int together = tiles_together(w), warps = together * w.slices;
   const size_t sums_bytes = row_sums_bytes(w, int(blocks_for(items, blocks)), together);
-  const size_t shared_bytes = Plan::template ring_bytes<Unit>(warps) + sums_bytes +
-                              Source::shared_bytes(w.units * Unit::kInputs, together);
+  Grid grid{.blocks = {blocks},
+            .threads = warps * kWarp,
+            .shared_bytes = Plan::template ring_bytes<Unit>(warps) + sums_bytes +
+                            Source::shared_bytes(w.units * Unit::kInputs, together)};
+  if (Source::kAlone) grid = one_a_processor(context, grid);
   const auto kernel = linear_row_kernel<Unit, Plan, Source>;
-  allow_shared(kernel, shared_bytes);
-  launch(context, {.blocks = {blocks}, .threads = warps * kWarp, .shared_bytes = shared_bytes},
-         kernel, w, source, out, int(items), together, int(sums_bytes));
+  allow_shared(kernel, grid.shared_bytes);
+  launch(context, grid, kernel, w, source, out, int(items), together, int(sums_bytes));
 }
 
 template <typename Unit, typename Source>
@@ -205,9 +193,7 @@ bool can_multiply_norm_row(const Norm& norm, const PackedMatrices& w) {
 void norm_and_linear_row(const Context& context, const Norm& norm, const PackedMatrices& w,
                          const Results& out) {
   with_activation(norm.x.dtype, [&]<typename X>(X) {
-    const NormedRow<X> source{{Matrix<X>(norm.x), Matrix<const bf16>(norm.delta), norm.gain,
-                               norm.eps, Matrix<bf16>(norm.out)},
-                              norm.arrived};
+    const NormedRow<X> source{SharedNorm<X>(norm)};
     launch_row<Nvfp4Unit>(context, w, source, out);
   });
 }

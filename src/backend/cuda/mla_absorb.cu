@@ -8,6 +8,7 @@
 // outputs of a head in 2 slices, by up to 32 rows; slices are added in order. kv_b is fetched
 // before the predecessor has ended.
 #include "backend/cuda/dtypes.h"
+#include "backend/cuda/bulk.cuh"
 #include "backend/cuda/mla_stages.h"
 #include "backend/cuda/mla_store.cuh"
 
@@ -307,6 +308,37 @@ __device__ __forceinline__ void store_average(float2 average, int pair, uint16_t
   to[Up::place(2 * pair + 1)] = uint16_t(packed >> 16);
 }
 
+// By all threads of a block that will share `rows` averages; then they arrive at the cluster.
+__device__ __forceinline__ void begin_sharing(uint64_t* joined, int rows) {
+#if __CUDA_ARCH__ >= 900
+  if (threadIdx.x == 0) {
+    start_barrier(joined, 1);
+    publish_barriers();
+    arrive_expecting(joined, rows * kLatent * int(sizeof(uint16_t)));
+  }
+#endif
+  arrive_at_cluster();
+}
+
+// The same in block `rank` of the cluster, by whole warps of neighbouring pairs.
+template <KvFormat format>
+__device__ __forceinline__ void share_average(float2 average, int pair, unsigned rank,
+                                              uint16_t* to, uint64_t* joined) {
+#if __CUDA_ARCH__ >= 900
+  using Up = UpRows<format>;
+  uint32_t word = pack(average.x, average.y, typename Up::Value());
+  int place = 2 * pair;
+  if constexpr (format == KvFormat::kNvfp4) {
+    // Columns i and i + 4 lie together: threads of pairs two apart exchange one.
+    const bool is_high = pair & 2;
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, word, 2);
+    word = is_high ? __byte_perm(other, word, 0x7632) : __byte_perm(word, other, 0x5410);
+    place = Up::place(is_high ? 2 * pair - 3 : 2 * pair);
+  }
+  send_to_block(reinterpret_cast<uint32_t*>(to + place), joined, rank, word);
+#endif
+}
+
 // Blocks: x = head, y = row.
 template <KvFormat format>
 __global__ void __launch_bounds__(kThreads)
@@ -400,13 +432,14 @@ struct OutputShared<1> {
 // Blocks: x = head and kOutputs outputs, y = rows. `averages`: where they are joined already, as
 // for several tiles. kShares: the blocks of a head are a cluster, which joins a row once.
 template <KvFormat format, typename Out, int tiles, bool kShares>
-__global__ void __launch_bounds__(kThreads, tiles == 1 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, 2)
     join_kernel(Partials p, const uint16_t* averages, LatentUp w, OutputBlocks b, StepView step,
                 Matrix<Out> out) {
   using Up = UpRows<format>;
   constexpr int kSlabs = kValue / kOutputs;
   __shared__ OutputShared<tiles> shared;
   __shared__ __align__(16) uint16_t input[tiles * kRows][kInputPitch];
+  __shared__ uint64_t joined;  // a barrier: the cluster's averages have come
   let_successor_begin();
   const int head = blockIdx.x / kSlabs, slab = blockIdx.x % kSlabs;
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
@@ -415,25 +448,22 @@ __global__ void __launch_bounds__(kThreads, tiles == 1 ? 1 : 2)
   const int64_t first = int64_t(head) * kUpRows + kNope + slab * kOutputs + tile * 16 + g;
   OutputFactor<format> factor;
   if constexpr (format == KvFormat::kNvfp4) factor.make(w, first, slice, t);
-  for (int i = threadIdx.x; i < tiles * kRows * kInputPitch / 8; i += kThreads) {
+  const int cleared = rows * kInputPitch / 8;  // the others are written as a whole
+  for (int i = cleared + threadIdx.x; i < tiles * kRows * kInputPitch / 8; i += kThreads) {
     reinterpret_cast<uint4*>(input)[i] = make_uint4(0, 0, 0, 0);
   }
-  if constexpr (kShares) arrive_at_cluster();
+  if constexpr (kShares) begin_sharing(&joined, rows);
   wait_for_predecessor();
   __syncthreads();
   if constexpr (kShares) {
-    wait_for_cluster();  // their inputs have been cleared
-    const unsigned joiner = threadIdx.x / kPartPairs;
+    wait_for_cluster();  // they have begun
     const int pair = slab * kPartPairs + int(threadIdx.x) % kPartPairs;
     for (int row = 0; row < rows; ++row) {
       const int splits = splits_of(step.positions[b.first_row + begin + row] + 1);
       const float2 average = join_part(p, (int64_t(begin + row) * b.heads + head) * p.max_splits,
                                        splits, slab, shared.part);
-      const uint32_t packed = pack(average.x, average.y, typename Up::Value());
-      store_in_cluster(&input[row][Up::place(2 * pair)], joiner, uint16_t(packed));
-      store_in_cluster(&input[row][Up::place(2 * pair + 1)], joiner, uint16_t(packed >> 16));
+      share_average<format>(average, pair, threadIdx.x / kPartPairs, input[row], &joined);
     }
-    arrive_at_cluster();
   } else if (tiles == 1 && averages == nullptr) {
     if constexpr (tiles == 1) {
       for (int row = 0; row < rows; ++row) {
@@ -451,7 +481,7 @@ __global__ void __launch_bounds__(kThreads, tiles == 1 ? 1 : 2)
     }
   }
   if constexpr (format != KvFormat::kNvfp4) factor.make(w, first, slice, t);  // too wide to hold
-  if constexpr (kShares) wait_for_cluster();
+  if constexpr (kShares) wait_for_phase(&joined, 0);
   __syncthreads();
   float sums[tiles][4];
   const int used = (rows + kRows - 1) / kRows;

@@ -3,6 +3,8 @@
 #pragma once
 
 #include "backend/cuda/columns.cuh"
+#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/rows.h"
 
 namespace nibble::cuda {
 
@@ -15,6 +17,10 @@ struct NormRows {
   const float* gain = nullptr;
   float eps = 0;
   Matrix<bf16> out;
+
+  NormRows() = default;
+  explicit NormRows(const Norm& norm)
+      : x(norm.x), delta(norm.delta), gain(norm.gain), eps(norm.eps), out(norm.out) {}
 };
 
 // A delta as it lies in memory.
@@ -38,14 +44,25 @@ __device__ __forceinline__ Columns<float> gains_of_thread(const NormRows<X>& nor
   return gains;
 }
 
+// The same in shared memory, where the thread put it to keep its registers free.
+struct StagedGains {
+  const float* at;
+};
+__device__ __forceinline__ void unpack(const StagedGains& gains, float (&v)[kLaneColumns]) {
+  asm volatile("" ::: "memory");  // not earlier
+  Columns<float> columns;
+  columns.load(gains.at);
+  unpack(columns, v);
+}
+
 // Gives each thread that has some, 8 columns from 8 threadIdx.x on, the norm's output in v,
 // rounded; leaves v to the others. Stores nothing in x; afterwards x and delta have been read by
 // all threads. In shared memory: sums, kWarp floats a step; added, the row's x + delta where there
 // is a delta. delta_of(row, column): a thread's columns of delta, called where there is one.
-template <typename X, typename DeltaOf>
-__device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<float>& gains,
-                                         int64_t row, float* sums, float* added,
-                                         float (&v)[kLaneColumns], DeltaOf&& delta_of) {
+template <typename X, typename Gains, typename DeltaOf>
+__device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Gains& gains, int64_t row,
+                                         float* sums, float* added, float (&v)[kLaneColumns],
+                                         DeltaOf&& delta_of) {
   const int column = int(threadIdx.x) * kLaneColumns, steps = int(norm.x.cols) / kStepColumns;
   const bool has_columns = column < norm.x.cols;
   if (has_columns) {
@@ -69,16 +86,17 @@ __device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<
   for (int j = 0; j < RowColumns::kSteps; ++j) {
     if (j < steps) square += sums[j * kWarp + int(threadIdx.x) % kWarp];
   }
+  float scale = norm_scale(square, norm.x.cols, norm.eps);
+  compute_now(scale);
   unpack(gains, gain);
-  scale_columns(norm_scale(square, norm.x.cols, norm.eps), gain, v);
+  scale_columns(scale, gain, v);
 #pragma unroll
   for (int i = 0; i < kLaneColumns; ++i) v[i] = to_float(from_float<bf16>(v[i]));
 }
 
-template <typename X>
-__device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Columns<float>& gains,
-                                         int64_t row, float* sums, float* added,
-                                         float (&v)[kLaneColumns]) {
+template <typename X, typename Gains>
+__device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Gains& gains, int64_t row,
+                                         float* sums, float* added, float (&v)[kLaneColumns]) {
   norm_row(norm, gains, row, sums, added, v, StoredDelta{norm.delta});
 }
 
@@ -95,5 +113,40 @@ __device__ __forceinline__ void store_added(const NormRows<float>& norm, int64_t
   store_whole_columns(v, norm.x.row(row) + column);
 }
 __device__ __forceinline__ void store_added(const NormRows<bf16>&, int64_t, const float*) {}
+
+// The norm of one row that every block of a kernel makes for itself: the first block stores it, and
+// the last to have read x stores x + delta.
+template <typename X>
+struct SharedNorm {
+  NormRows<X> rows;
+  unsigned* arrived;  // 0 between launches
+  unsigned ticket = 0;
+
+  explicit SharedNorm(const Norm& norm) : rows(norm), arrived(norm.arrived) {}
+
+  // Once this thread's predecessor may be read. Afterwards all threads find the output in `inputs`,
+  // in shared memory, as are sums and added: see norm_row().
+  template <typename Gains>
+  __device__ __forceinline__ void make(const Gains& gains, float* sums, float* added,
+                                       bf16* inputs) {
+    const int column = int(threadIdx.x) * kLaneColumns;
+    float v[kLaneColumns];
+    norm_row(rows, gains, 0, sums, added, v);
+    if (column < rows.x.cols) {
+      store_whole_columns(v, inputs + column);
+      if (blockIdx.x == 0) store_whole_columns(v, rows.out.data + column);
+    }
+    if (rows.delta.data != nullptr && threadIdx.x == 0) ticket = atomicAdd(arrived, 1u);
+    __syncthreads();
+  }
+  // In place of a barrier, once the ticket has had its time.
+  __device__ __forceinline__ void meet(const float* added) const {
+    if (rows.delta.data == nullptr) return __syncthreads();
+    const bool is_last = threadIdx.x == 0 && ticket == gridDim.x - 1;
+    if (!__syncthreads_or(is_last)) return;
+    store_added(rows, 0, added);
+    if (threadIdx.x == 0) *arrived = 0;
+  }
+};
 
 }  // namespace nibble::cuda

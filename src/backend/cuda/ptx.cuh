@@ -113,26 +113,16 @@ __device__ __forceinline__ void multiply_f16(float (&c)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Clusters: blocks that reach each other's shared memory (sm_90 on). arrive, and wait for the
-// others' arrival: what they wrote before it can be read then.
+// Clusters: blocks that reach each other's shared memory (sm_90 on). That all are there, and have
+// published their barriers, but nothing of what else they wrote.
 __device__ __forceinline__ void arrive_at_cluster() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void wait_for_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-// *shared = value, in the shared memory of block `rank` of the cluster.
-__device__ __forceinline__ void store_in_cluster(uint16_t* shared, unsigned rank, uint16_t value) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{.reg .b32 to;\n mapa.shared::cluster.u32 to, %0, %1;\n st.shared::cluster.u16 [to], %2;}" ::
-          "r"(shared_address(shared)),
-      "r"(rank), "h"(value)
-      : "memory");
 #endif
 }
 

@@ -23,17 +23,6 @@ constexpr int kFewExperts = 4, kMoreExperts = 8, kMoreExpertsRows = 16;
 constexpr int kFewColumns = kFewWarps * kStepColumns;
 constexpr int kManyWarps = 8, kRowsAWarp = 1, kManyExperts = 8;
 
-struct Router {
-  const void* rows = nullptr;
-  DType dtype = DType::kF32;
-  float* scores = nullptr;      // [kFewRows, experts]
-  unsigned* arrived = nullptr;  // [kFewRows] blocks of a row; 0 between launches
-};
-
-__device__ __forceinline__ float sigmoid(float x) {
-  return 1.0f / (1.0f + expf(-x));
-}
-
 // A block multiplies one row by kExperts experts, a warp a step of columns each. With a norm, x
 // is its output: blocks compute it for themselves, the first stores it, and the last one stores x +
 // delta, which by then nobody reads any more.
@@ -197,9 +186,8 @@ void check(Tensor x, const Weight& router, const Weight& bias, const RouterShape
 }
 
 template <bool kWithNorm>
-void route_few(const Context& context, const NormRows<float>& norm, Tensor x, const Weight& router,
+void route_few(const Context& context, const NormRows<float>& norm, Tensor x, const Router& on_card,
                const Choosing& choosing, Routing out) {
-  const Router& on_card = resident_as<Router>(router);
   constexpr int kFewEach = 2, kMostEach = kMaxExperts / kWarp;
   const auto run = [&]<int kExperts>(std::integral_constant<int, kExperts>) {
     const Grid grid{.blocks = {blocks_for(choosing.shape.num_experts, kExperts), unsigned(x.rows)},
@@ -217,9 +205,8 @@ void route_few(const Context& context, const NormRows<float>& norm, Tensor x, co
   run(std::integral_constant<int, kFewExperts>());
 }
 
-Choosing choosing_of(const Weight& router, const Weight& bias, const RouterShape& shape) {
-  return {resident_as<Router>(router).scores, shape.num_experts, resident_as<DeviceRows>(bias).data,
-          shape};
+Choosing choosing_of(const NormedRoute& route) {
+  return {route.router->scores, route.shape.num_experts, route.bias, route.shape};
 }
 
 }  // namespace
@@ -227,9 +214,10 @@ Choosing choosing_of(const Weight& router, const Weight& bias, const RouterShape
 void route(const Context& context, Tensor x, const Weight& router, const Weight& bias,
            const RouterShape& shape, Routing out) {
   check(x, router, bias, shape);
-  const Choosing choosing = choosing_of(router, bias, shape);
-  if (x.rows <= kFewRows) return route_few<false>(context, {}, x, router, choosing, out);
   const Router& on_card = resident_as<Router>(router);
+  const Choosing choosing{on_card.scores, shape.num_experts, resident_as<DeviceRows>(bias).data,
+                          shape};
+  if (x.rows <= kFewRows) return route_few<false>(context, {}, x, on_card, choosing, out);
   with_activation(on_card.dtype, [&]<typename W>(W) {
     const Grid grid{.blocks = {blocks_for(x.rows, kManyWarps * kRowsAWarp)},
                     .threads = kManyWarps * kWarp,
@@ -246,12 +234,19 @@ bool can_route_with(const Norm& norm) {
          is_in_steps(norm);
 }
 
-void norm_and_route(const Context& context, const Norm& norm, const Weight& router,
-                    const Weight& bias, const RouterShape& shape, Routing out) {
+NormedRoute route_of(const Norm& norm, const Weight& router, const Weight& bias,
+                     const RouterShape& shape, Routing out) {
   check(norm.out, router, bias, shape);
-  const NormRows<float> rows{Matrix<float>(norm.x), Matrix<const bf16>(norm.delta), norm.gain,
-                             norm.eps, Matrix<bf16>(norm.out)};
-  route_few<true>(context, rows, norm.out, router, choosing_of(router, bias, shape), out);
+  return {.norm = norm,
+          .router = &resident_as<Router>(router),
+          .bias = resident_as<DeviceRows>(bias).data,
+          .shape = shape,
+          .out = out};
+}
+
+void norm_and_route(const Context& context, const NormedRoute& route) {
+  const NormRows<float> rows(route.norm);
+  route_few<true>(context, rows, route.norm.out, *route.router, choosing_of(route), route.out);
 }
 
 }  // namespace nibble::cuda

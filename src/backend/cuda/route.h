@@ -10,6 +10,14 @@
 
 namespace nibble::cuda {
 
+// On the card.
+struct Router {
+  const void* rows = nullptr;  // [experts, columns] BF16 or F32
+  DType dtype = DType::kF32;
+  float* scores = nullptr;      // [kMaxStreamedRows, experts]
+  unsigned* arrived = nullptr;  // [kMaxStreamedRows] blocks of a row; 0 between launches
+};
+
 // Use::kRouter: BF16 rows as they are, other formats as FP32.
 std::shared_ptr<const void> upload_router(const Uploads& to, const Weight& host);
 
@@ -19,10 +27,19 @@ std::shared_ptr<const void> upload_router(const Uploads& to, const Weight& host)
 void route(const Context& context, Tensor x, const Weight& router, const Weight& bias,
            const RouterShape& shape, Routing out);
 
-// Whether the norm whose output is routed next can be computed by the same kernel.
+// A norm and the routing of its output, to be done by one kernel.
+struct NormedRoute {
+  Norm norm{};
+  const Router* router = nullptr;
+  const float* bias = nullptr;
+  RouterShape shape{};
+  Routing out{};
+};
+
+// Whether a norm can be part of one.
 bool can_route_with(const Norm& norm);
-// The norm, then route() of its output: one stage instead of two.
-void norm_and_route(const Context& context, const Norm& norm, const Weight& router,
-                    const Weight& bias, const RouterShape& shape, Routing out);
+NormedRoute route_of(const Norm& norm, const Weight& router, const Weight& bias,
+                     const RouterShape& shape, Routing out);
+void norm_and_route(const Context& context, const NormedRoute& route);
 
 }  // namespace nibble::cuda

@@ -10,8 +10,10 @@
 // A Work says what to multiply, item by item:
 //   const uint8_t* next_tile()       the packed tile of this warp's part of the item to fetch next
 //   int items_known()                how many may be fetched before
-//   begin()                          waits until the inputs can be read
-//   all_fetched()                    called by each warp when its last unit is on its way
+//   kSpareBytes                      of the warp's ring that begin() may use
+//   begin(uint8_t* spare, int pitch) waits until the inputs can be read; pitch: between warps
+//   all_fetched()                    called by each warp after that, its last unit on its way
+//   meet()                           a barrier of the block
 //   const bf16* columns(int item)    the row's columns of this warp's slice, in shared memory
 //   float factor(item, part, i)      of row i of a part's tile
 //   finish(item, part, i, product)   takes a row's product; by whole warps, part -1: no row
@@ -136,6 +138,7 @@ __device__ __forceinline__ void multiply_row(const PackedMatrices& w, const RowP
   const uint8_t* data = nullptr;
   int left = steps, left_of_item = 0;  // to fetch
   int stage = 0;
+  bool has_begun = false;
   // Each commits, also without a unit, so that the number under way is known.
   const auto fetch = [&] {
     if (left > 0) {
@@ -145,7 +148,7 @@ __device__ __forceinline__ void multiply_row(const PackedMatrices& w, const RowP
       }
       Unit::fetch(ring + stage, data, lane);
       data += Unit::kBytes, --left_of_item;
-      if (--left == 0) work.all_fetched();
+      if (--left == 0 && has_begun) work.all_fetched();
     }
     commit_copies();
     stage = stage + Unit::kBytes == kStages * Unit::kBytes ? 0 : stage + Unit::kBytes;
@@ -157,7 +160,9 @@ __device__ __forceinline__ void multiply_row(const PackedMatrices& w, const RowP
     return registers;
   };
 
-  const int early = min(min(work.items_known(), items) * own.units, kStages);
+  constexpr int kSpare = (Work::kSpareBytes + Unit::kBytes - 1) / Unit::kBytes;
+  static_assert(kSpare <= kStages && (kSpare == 0 || kDecoded == 0));
+  const int early = min(min(work.items_known(), items) * own.units, kStages - kSpare);
 #pragma unroll 1
   for (int s = 0; s < early; ++s) fetch();
   for (int e = thread; e < results; e += int(blockDim.x)) {
@@ -172,7 +177,9 @@ __device__ __forceinline__ void multiply_row(const PackedMatrices& w, const RowP
   for (int j = 0; j < kDecoded; ++j) {
     if (j < steps) decoded[j].decode(take());
   }
-  work.begin();
+  work.begin(ring + (kStages - kSpare) * Unit::kBytes, kStages * Unit::kBytes);
+  has_begun = true;
+  if (left == 0) work.all_fetched();
   if (kDecoded == 0) {
 #pragma unroll 1
     for (int s = early; s < kStages; ++s) fetch();
@@ -212,7 +219,7 @@ __device__ __forceinline__ void multiply_row(const PackedMatrices& w, const RowP
     }
     leave();
   }
-  __syncthreads();
+  work.meet();
 #pragma unroll 1
   for (int e = thread; e < (results + kWarp - 1) / kWarp * kWarp; e += int(blockDim.x)) {
     const bool is_row = e < results;

@@ -225,9 +225,7 @@ void add_rms_norm(const Context& context, const Norm& norm) {
     const auto few_rows = [&]<typename Delta>(const Delta& of) {
       launch(context, {.blocks = {unsigned(norm.x.rows)}, .threads = RowColumns::kSteps * kWarp},
              few_rows_norm_kernel<X, Delta>,
-             NormRows<X>{Matrix<X>(norm.x), Matrix<const bf16>(norm.delta), norm.gain, norm.eps,
-                         Matrix<bf16>(norm.out)},
-             of);
+             NormRows<X>(norm), of);
     };
     if (norm.delta_sums) {
       const SlotSums& sums = *norm.delta_sums;
