@@ -56,9 +56,10 @@ __device__ __forceinline__ void arrive_expecting(uint64_t* barrier, int bytes) {
 __device__ __forceinline__ void send_to_block(uint32_t* shared, uint64_t* barrier, unsigned rank,
                                               uint32_t value) {
   asm volatile(
-      "{.reg .b32 to, at;\n mapa.shared::cluster.u32 to, %0, %2;\n mapa.shared::cluster.u32 at, %1, "
-      "%2;\n st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %3, [at];}" ::
-          "r"(shared_address(shared)),
+      "{.reg .b32 to, at;\n mapa.shared::cluster.u32 to, %0, %2;\n mapa.shared::cluster.u32 at, "
+      "%1, "
+      "%2;\n st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %3, [at];}" ::"r"(
+          shared_address(shared)),
       "r"(shared_address(barrier)), "r"(rank), "r"(value)
       : "memory");
 }

@@ -222,7 +222,9 @@ struct DownWork {
     __syncwarp();
   }
   __device__ void all_fetched() const {}
-  __device__ __forceinline__ void meet() const { __syncthreads(); }
+  __device__ __forceinline__ void meet() const {
+    __syncthreads();
+  }
   __device__ __forceinline__ const bf16* columns(int item) const {
     return staged + item * slice_columns;
   }
@@ -333,11 +335,11 @@ void launch_down(const Context& context, const PackedMatrices& w, const Activati
   const size_t sums_bytes = row_sums_bytes(w, slots.count, together);
   const size_t slot_bytes = size_t(together * kTileRows) * sizeof(float) +
                             size_t(warps * w.units_per_slice * Unit::kInputs) * sizeof(bf16);
-  const Grid grid = one_a_processor(
-      context, {.blocks = {blocks_for(w.tiles, together)},
-                .threads = warps * kWarp,
-                .shared_bytes = Plan::template ring_bytes<Unit>(warps) + sums_bytes +
-                                size_t(slots.count) * slot_bytes});
+  const Grid grid =
+      one_a_processor(context, {.blocks = {blocks_for(w.tiles, together)},
+                                .threads = warps * kWarp,
+                                .shared_bytes = Plan::template ring_bytes<Unit>(warps) +
+                                                sums_bytes + size_t(slots.count) * slot_bytes});
   allow_shared(kernel, grid.shared_bytes);
   launch(context, grid, kernel, w, inner, slots, out, together, int(sums_bytes));
 }
@@ -357,9 +359,9 @@ bool can_route_experts_row(const Context& context, const NormedRoute& route,
   const int steps = int(norm.x.cols) / kStepColumns;
   const int groups = tiles_together(gate_up) * gate_up.slices / std::max(steps, 1);
   const int slots = route.shape.top_k + route.shape.num_shared;
-  return norm.x.rows == 1 && is_in_steps(norm) && norm.out.dtype == DType::kBF16 && route.router->dtype == DType::kBF16 &&
-         route.shape.num_experts <= kRouteExperts && slots <= kRouteSlots &&
-         gate_up.format == Format::kNvfp4 && gate_up.cols == norm.x.cols &&
+  return norm.x.rows == 1 && is_in_steps(norm) && norm.out.dtype == DType::kBF16 &&
+         route.router->dtype == DType::kBF16 && route.shape.num_experts <= kRouteExperts &&
+         slots <= kRouteSlots && gate_up.format == Format::kNvfp4 && gate_up.cols == norm.x.cols &&
          int(blocks_for(route.shape.num_experts, kRouteCluster)) <= kRouteEach * groups;
 }
 

@@ -88,7 +88,8 @@ unsigned resident_clusters(const Context& context, const Grid& grid, Kernel* ker
 // emptiest, and so two to some, while the kernel before is there.
 inline Grid one_a_processor(const Context& context, Grid grid) {
   const bool can_have = grid.blocks.x <= unsigned(context.device.num_processors);
-  if (can_have) grid.shared_bytes = std::max(grid.shared_bytes, context.device.shared_bytes / 2 + 1);
+  if (can_have)
+    grid.shared_bytes = std::max(grid.shared_bytes, context.device.shared_bytes / 2 + 1);
   return grid;
 }
 

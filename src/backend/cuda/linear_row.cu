@@ -49,7 +49,8 @@ struct PlainRow {
 template <typename X>
 struct NormedRow {
   static constexpr bool kAlone = false;
-  static constexpr int kDecoded = sizeof(X) > 2 ? 1 : 0, kStages = 2, kRegisters = sizeof(X) > 2 ? 72 : 64;
+  static constexpr int kDecoded = sizeof(X) > 2 ? 1 : 0, kStages = 2,
+                       kRegisters = sizeof(X) > 2 ? 72 : 64;
   SharedNorm<X> norm;
 
   static size_t shared_bytes(int cols, int) {
@@ -93,7 +94,9 @@ struct RowWork {
   __device__ void all_fetched() const {}
   __device__ __forceinline__ void meet() const { source.meet(memory); }
   static constexpr int kSpareBytes = 0;
-  __device__ __forceinline__ void begin(uint8_t*, int) { source.begin(memory, slice_first, slice_columns); }
+  __device__ __forceinline__ void begin(uint8_t*, int) {
+    source.begin(memory, slice_first, slice_columns);
+  }
   __device__ __forceinline__ const bf16* columns(int) const { return memory.inputs + slice_first; }
   __device__ __forceinline__ float factor(int item, int part, int i) const {
     return w.factors[min(tile_of(item, part), w.tiles - 1) * kTileRows + i];

@@ -7,8 +7,8 @@
 // products in the same order. A block of 8 warps: 128 columns of a head in 4 slices of K, or 64
 // outputs of a head in 2 slices, by up to 32 rows; slices are added in order. kv_b is fetched
 // before the predecessor has ended.
-#include "backend/cuda/dtypes.h"
 #include "backend/cuda/bulk.cuh"
+#include "backend/cuda/dtypes.h"
 #include "backend/cuda/mla_stages.h"
 #include "backend/cuda/mla_store.cuh"
 
@@ -322,8 +322,8 @@ __device__ __forceinline__ void begin_sharing(uint64_t* joined, int rows) {
 
 // The same in block `rank` of the cluster, by whole warps of neighbouring pairs.
 template <KvFormat format>
-__device__ __forceinline__ void share_average(float2 average, int pair, unsigned rank,
-                                              uint16_t* to, uint64_t* joined) {
+__device__ __forceinline__ void share_average(float2 average, int pair, unsigned rank, uint16_t* to,
+                                              uint64_t* joined) {
 #if __CUDA_ARCH__ >= 900
   using Up = UpRows<format>;
   uint32_t word = pack(average.x, average.y, typename Up::Value());

@@ -12,10 +12,10 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kRouteCluster = 8;                        // blocks
-inline constexpr int kRouteExperts = 64;                       // at most
-inline constexpr int kRouteEach = 4;                           // experts of a thread, at most
-inline constexpr int kRouteSlots = 16;                         // at most
+inline constexpr int kRouteCluster = 8;   // blocks
+inline constexpr int kRouteExperts = 64;  // at most
+inline constexpr int kRouteEach = 4;      // experts of a thread, at most
+inline constexpr int kRouteSlots = 16;    // at most
 
 // Passed to kernels by value. The norm's x and the router are BF16 and F32 of whole steps, see
 // columns.cuh; the threads of a block are whole times as many as a row has steps of warps.
@@ -137,8 +137,8 @@ __device__ __forceinline__ void route_row(RowRoute& route, RowRouteMemory& memor
   wait_for_cluster();  // the others are there
   __syncthreads();
   for (int e = warp; e < min(each, num_experts - first); e += int(blockDim.x) / kWarp) {
-    const uint8_t* from = rows + (e % groups * steps - warp) * rows_pitch +
-                          e / groups * (kWarp * int(sizeof(uint4)));
+    const uint8_t* from =
+        rows + (e % groups * steps - warp) * rows_pitch + e / groups * (kWarp * int(sizeof(uint4)));
     float sum = 0;
 #pragma unroll
     for (int j = 0; j < RowColumns::kSteps; ++j) {

@@ -224,8 +224,7 @@ void add_rms_norm(const Context& context, const Norm& norm) {
   with_activation(norm.x.dtype, [&]<typename X>(X) {
     const auto few_rows = [&]<typename Delta>(const Delta& of) {
       launch(context, {.blocks = {unsigned(norm.x.rows)}, .threads = RowColumns::kSteps * kWarp},
-             few_rows_norm_kernel<X, Delta>,
-             NormRows<X>(norm), of);
+             few_rows_norm_kernel<X, Delta>, NormRows<X>(norm), of);
     };
     if (norm.delta_sums) {
       const SlotSums& sums = *norm.delta_sums;
