@@ -429,10 +429,21 @@ struct OutputShared<1> {
   };
 };
 
+// Blocks of join_kernel that leave each other registers: on sm_90 also of one tile, so that the
+// next kernel's blocks have room beside one.
+template <int tiles>
+constexpr int join_blocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+  return tiles == 1 ? 1 : 2;
+#else
+  return 2;
+#endif
+}
+
 // Blocks: x = head and kOutputs outputs, y = rows. `averages`: where they are joined already, as
 // for several tiles. kShares: the blocks of a head are a cluster, which joins a row once.
 template <KvFormat format, typename Out, int tiles, bool kShares>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, join_blocks<tiles>())
     join_kernel(Partials p, const uint16_t* averages, LatentUp w, OutputBlocks b, StepView step,
                 Matrix<Out> out) {
   using Up = UpRows<format>;

@@ -2,6 +2,7 @@
 //
 // Few rows: a block takes four or eight experts of one row, its weights in registers before it
 // waits; the last block of a row to arrive chooses. The norm before it may come in the same kernel.
+// One row's may come in the kernel of its experts instead: route_row.cuh.
 // Many rows: weights are read once for 8 rows. Few rows are bound by latency, many by FP32.
 #include <algorithm>
 
