@@ -54,7 +54,7 @@ int prune(const PruneFlags& flags) {
   const CalibrationTokens tokens(load_calibration(job.options.source, c));
   job.options.calibration_key = tokens.key();
   if (flags.dry_run) {
-    print_estimate(job.estimate(tokens, pool), job.options.target, job.options.spill);
+    print_estimate(job.estimate(tokens, *backend, pool), job.options.target, job.options.spill);
     return 0;
   }
   std::optional<LayerRunner> runner;

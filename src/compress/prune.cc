@@ -54,8 +54,8 @@ class PruneRun {
     plan();
   }
 
-  RunEstimate estimate(const CalibrationTokens& tokens) const {
-    return estimate_pruning(config_, tokens, !options_.spill.empty(), tensors_);
+  RunEstimate estimate(const CalibrationTokens& tokens, const Backend& backend) const {
+    return estimate_pruning(config_, tokens, backend, !options_.spill.empty(), tensors_);
   }
 
   std::vector<PrunedLayer> run() {
@@ -217,9 +217,10 @@ std::vector<PrunedLayer> PruneJob::run(ThreadPool& pool) {
   return PruneRun(*this, pool).run();
 }
 
-RunEstimate PruneJob::estimate(const CalibrationTokens& tokens, ThreadPool& pool) {
+RunEstimate PruneJob::estimate(const CalibrationTokens& tokens, const Backend& backend,
+                               ThreadPool& pool) {
   check_is_new(options.target);
-  return PruneRun(*this, pool).estimate(tokens);
+  return PruneRun(*this, pool).estimate(tokens, backend);
 }
 
 }  // namespace nibble

@@ -33,7 +33,7 @@ class PruneJob {
 
   std::vector<PrunedLayer> run(ThreadPool& pool);
   // What run() would take; writes nothing. Throws the Errors that run() throws before it works.
-  RunEstimate estimate(const CalibrationTokens& tokens, ThreadPool& pool);
+  RunEstimate estimate(const CalibrationTokens& tokens, const Backend& backend, ThreadPool& pool);
 };
 
 }  // namespace nibble

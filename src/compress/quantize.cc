@@ -55,9 +55,9 @@ class QuantizeRun {
     plan();
   }
 
-  RunEstimate estimate(const CalibrationTokens* tokens) const {
+  RunEstimate estimate(const CalibrationTokens* tokens, const Backend& backend) const {
     RunEstimate estimate =
-        estimate_quantization(recipe_, config_, tokens, !options_.spill.empty(), tensors_);
+        estimate_quantization(recipe_, config_, tokens, backend, !options_.spill.empty(), tensors_);
     const auto extra = int64_t(options_.budget * double(estimate.target_bytes));
     estimate.target_bytes += extra;
     estimate.written_bytes += extra;
@@ -304,9 +304,9 @@ QuantizeReport QuantizeJob::run(ThreadPool& pool) {
   return QuantizeRun(*this).run(pool);
 }
 
-RunEstimate QuantizeJob::estimate(const CalibrationTokens* tokens) {
+RunEstimate QuantizeJob::estimate(const CalibrationTokens* tokens, const Backend& backend) {
   check_is_new(options.target);
-  return QuantizeRun(*this).estimate(tokens);
+  return QuantizeRun(*this).estimate(tokens, backend);
 }
 
 std::unique_ptr<LayerEncoder> make_nearest_encoder(ThreadPool& pool) {

@@ -46,8 +46,13 @@ RunEstimate estimate_writer(const std::vector<TensorPlan>& target) {
 
 class Estimator {
  public:
-  Estimator(const GlmConfig& config, const CalibrationTokens& tokens, bool spills)
-      : c_(config), tokens_(tokens), rows_(tokens.max_rows()), spills_(spills) {
+  Estimator(const GlmConfig& config, const CalibrationTokens& tokens, const Backend& backend,
+            bool spills)
+      : c_(config),
+        tokens_(tokens),
+        rows_(tokens.max_rows()),
+        spills_(spills),
+        rounds_(backend.product_input_dtype(Format::kBF16) != DType::kF32) {
     for (int l = 0; l < c_.num_layers; ++l) {
       for (const LinearGroup& group : linear_groups(c_, l)) {
         if (group.expert < 0) widest_ = std::max(widest_, group.cols);
@@ -107,15 +112,13 @@ class Estimator {
 
   void prune(int layer) {
     std::vector<PlannedGroup> groups;
-    std::vector<const PlannedGroup*> observed;
     for (LinearGroup& group : linear_groups(c_, layer)) groups.push_back({.group = group});
-    for (const PlannedGroup& planned : groups) {
-      if (planned.group.site == Site::kExpertsDown) observed.push_back(&planned);
-    }
     const int64_t matrix = int64_t(c_.expert_dim) * c_.hidden * kFloat;
-    reach("layers." + std::to_string(layer), original_bytes(groups) + matrix +
-                                                 expert_rows() * c_.hidden * kFloat +
-                                                 observed_bytes(observed, false));
+    // Inputs, twice, and what the expert makes of them: gates and ups, inner rows, twice, outputs.
+    const int64_t expert = expert_rows() * (3 * c_.hidden + 4 * int64_t(c_.expert_dim)) * kFloat;
+    reach("layers." + std::to_string(layer), original_bytes(groups) + matrix + expert +
+                                                 2 * rows_ * c_.hidden * kFloat +
+                                                 packing_bytes(c_.expert_dim));
   }
 
   // Every block of a layer moves `versions` of the two streams on.
@@ -148,11 +151,14 @@ class Estimator {
                         .width = c_.mla().record_dim(),
                         .latent = c_.kv_rank};
     const int64_t streams = spills_ ? 0 : 2 * tokens_.num_tokens() * c_.hidden * kFloat;
-    const int64_t inputs = rows_ * widest_ * 2;  // of products, rounded
+    const int64_t inputs = rounds_ ? rows_ * widest_ * 2 : 0;  // of products
+    // A layer's blocks run on a stream of the caller's, not the model's own.
+    const int64_t activations =
+        GlmFlash::scratch_bytes(c_, DType::kF32, int(rows_), 0) - rows_ * c_.hidden * kFloat;
     const int64_t queries = std::min<int64_t>(rows_ * c_.heads, 4096);
     const int64_t attention = queries * (cache.width + cache.latent) * kFloat;
     return streams + 2 * rows_ * c_.hidden * kFloat + tokens_.max_pages() * kv_page_bytes(cache) +
-           GlmFlash::scratch_bytes(c_, DType::kF32, int(rows_), 0) + inputs + attention;
+           activations + inputs + attention;
   }
 
   int64_t original_bytes(const std::vector<PlannedGroup>& layer) const {
@@ -185,9 +191,11 @@ class Estimator {
         singles = both ? singles + rows_ * group.cols * kFloat : 0;
       }
     }
-    const int64_t packed = 2 * widest * 256 * kFloat;
-    return singles + std::max(experts, rows_ * widest * kFloat) + packed;
+    return singles + std::max(experts, rows_ * widest * kFloat) + packing_bytes(widest);
   }
+
+  // Of matrix_product.h's panels.
+  static int64_t packing_bytes(int64_t depth) { return 2 * depth * 256 * kFloat; }
 
   // Of encode_with_feedback and its arguments, moments apart.
   static int64_t feedback_bytes(const PlannedGroup& planned) {
@@ -210,6 +218,7 @@ class Estimator {
   const CalibrationTokens& tokens_;
   const int64_t rows_;
   const bool spills_;
+  const bool rounds_;  // inputs of products with BF16 weights
   bool weighs_ = false;
   int64_t widest_ = 0;
   int64_t peak_bytes_ = 0;
@@ -219,8 +228,8 @@ class Estimator {
 }  // namespace
 
 RunEstimate estimate_quantization(const Recipe& recipe, const GlmConfig& config,
-                                  const CalibrationTokens* tokens, bool spills,
-                                  const std::vector<TensorPlan>& target) {
+                                  const CalibrationTokens* tokens, const Backend& backend,
+                                  bool spills, const std::vector<TensorPlan>& target) {
   if (tokens == nullptr) {
     RunEstimate estimate = estimate_writer(target);
     int64_t most = 0;
@@ -232,7 +241,7 @@ RunEstimate estimate_quantization(const Recipe& recipe, const GlmConfig& config,
     estimate.memory_bytes += most;
     return estimate;
   }
-  Estimator estimator(config, *tokens, spills);
+  Estimator estimator(config, *tokens, backend, spills);
   if (recipe.method == Method::kBest) estimator.weigh();
   for (const auto& layer : recipe.layers) {
     if (recipe.method == Method::kBest) {
@@ -244,9 +253,10 @@ RunEstimate estimate_quantization(const Recipe& recipe, const GlmConfig& config,
   return estimator.result(recipe.method == Method::kBest ? 2 : 1, target);
 }
 
-RunEstimate estimate_pruning(const GlmConfig& config, const CalibrationTokens& tokens, bool spills,
+RunEstimate estimate_pruning(const GlmConfig& config, const CalibrationTokens& tokens,
+                             const Backend& backend, bool spills,
                              const std::vector<TensorPlan>& target) {
-  Estimator estimator(config, tokens, spills);
+  Estimator estimator(config, tokens, backend, spills);
   for (int l = 0; l < config.num_layers; ++l) estimator.prune(l);
   return estimator.result(1, target);
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/backend.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "compress/calibration_tokens.h"
 #include "compress/recipe.h"
@@ -19,12 +20,14 @@ struct RunEstimate {
   int64_t written_bytes = 0;  // to both, in all
 };
 
-// `tokens`: null for a recipe that does not calibrate. `target`: the tensors that will be written.
+// `tokens`: null for a recipe that does not calibrate. `backend`: will run the layers. `target`:
+// the tensors that will be written.
 RunEstimate estimate_quantization(const Recipe& recipe, const GlmConfig& config,
-                                  const CalibrationTokens* tokens, bool spills,
-                                  const std::vector<TensorPlan>& target);
+                                  const CalibrationTokens* tokens, const Backend& backend,
+                                  bool spills, const std::vector<TensorPlan>& target);
 
-RunEstimate estimate_pruning(const GlmConfig& config, const CalibrationTokens& tokens, bool spills,
+RunEstimate estimate_pruning(const GlmConfig& config, const CalibrationTokens& tokens,
+                             const Backend& backend, bool spills,
                              const std::vector<TensorPlan>& target);
 
 }  // namespace nibble
