@@ -87,9 +87,10 @@ unsigned resident_clusters(const Context& context, const Grid& grid, Kernel* ker
 // A grid of which no two blocks share a multiprocessor, where each can have one: blocks go to the
 // emptiest, and so two to some, while the kernel before is there.
 inline Grid one_a_processor(const Context& context, Grid grid) {
-  const bool can_have = grid.blocks.x <= unsigned(context.device.num_processors);
-  if (can_have)
+  const uint64_t blocks = uint64_t(grid.blocks.x) * grid.blocks.y * grid.blocks.z;
+  if (blocks <= uint64_t(context.device.num_processors)) {
     grid.shared_bytes = std::max(grid.shared_bytes, context.device.shared_bytes / 2 + 1);
+  }
   return grid;
 }
 

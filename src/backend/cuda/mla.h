@@ -1,10 +1,10 @@
 // Multi-head latent attention over the paged latent cache, and the layout of kv_b on the card.
 //
 // Rows of segments that are not `expanded` are computed absorbed: queries and outputs pass through
-// kv_b, keys and values are the cached latents (mla_absorb.cu, mla_split.cu). Segments that are
-// `expanded` bring the records through kv_b first, slab by slab, and attend to whole keys and
-// values (mla_expand.cu, mla_prefill.cu). A row's bits depend on its position, on the records up to
-// it and on that flag, not on the other rows of its segment or of the batch.
+// kv_b, keys and values are the cached latents (mla_absorb.cu, mla_split.cu, mla_join.cu). Segments
+// that are `expanded` bring the records through kv_b first, slab by slab, and attend to whole keys
+// and values (mla_expand.cu, mla_prefill.cu). A row's bits depend on its position, on the records
+// up to it and on that flag, not on the other rows of its segment or of the batch.
 //
 // Shapes: nope 192, rope 64, value 256, latent 512 (GLM-4.7-Flash), any number of heads.
 #pragma once

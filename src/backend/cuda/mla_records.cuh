@@ -3,7 +3,8 @@
 // half). The order of K inside a product is free, so a lane takes what lies together in memory:
 //
 //   along a row   lane (g, t) takes 16 neighbours of row g: of each 64 columns those from 16 t on
-//   across rows   lane (g, t) takes 8 neighbours, from 8 g on, of rows t, t + 4, t + 8, t + 12
+//   across rows   lane (g, t) takes 8 neighbours, from 8 g on, of rows t, t + 4, t + 8, t + 12 of
+//                 records, 4 t .. 4 t + 3 of kv_b
 //
 // with g = lane / 4, t = lane % 4. Values become BF16 (kBF16) or FP16 (all packed formats), exact
 // up to the power of two kValueScale. Device code.

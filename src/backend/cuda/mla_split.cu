@@ -7,189 +7,64 @@
 // at a time: 20 heads fill 24, where heads as rows would fill 32. A block walks tiles of positions
 // that cp.async brings kStages - 1 ahead: scores (a warp takes 16 positions and a slice of the
 // record), softmax (a warp takes heads), outputs (a warp takes 64 columns of the latent). Two
-// blocks share an SM, so that one computes while the other waits.
+// blocks share an SM, so that one computes while the other waits. Where there are more spans than
+// blocks that the card holds, a block takes several of its row, and goes from one into the next
+// without a pause.
 //
 // Records of earlier steps are fetched before the predecessor has ended.
 //
-// H100, 20 heads, 8 rows x 32k positions, kv_b's products counted: BF16 62 % of 3.0 TB/s of
-// records, INT8 42 %, FP8 39 %, NVFP4 26 %: unpacking and products, not memory, bound the packed
-// formats.
+// H100, 20 heads, INT8: 64 rows x 1k take 36 us, where reading the records takes 13; 8 rows x 32k
+// with kv_b's products 119 us, 43 % of 3.0 TB/s (BF16 62 %, FP8 40 %, NVFP4 26 %). Bound by the
+// chain of unpacking, products and barriers in a tile, of which two blocks overlap.
 #include "backend/cuda/mla_stages.h"
+#include "backend/cuda/mla_tile.cuh"
 
 namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kQueryPitch = kRecord + 8;     // 16-bit values
-constexpr float kProbabilityScale = 256.0f;  // keeps small ones out of FP16's subnormals
-
-// A tile of records in shared memory, by format. along() gives k-steps 0 and 1 of four, and then
-// the others; what comes at once gives all the first time. Pieces are 16 bytes; swizzles let the
-// lanes of a load meet all banks. kLatentScale: a score's factor where a record has no scale of its
-// own for the latent. kOutputScale undoes the scales of probabilities and values.
-template <KvFormat format>
-struct Tile;
-
-template <>
-struct Tile<KvFormat::kBF16> {
-  using Value = bf16;
-  static constexpr int kBytes = 2 * kRecord;
-  static constexpr bool kHasScales = false, kScalesLatent = false;
-  static constexpr float kLatentScale = 1.0f, kOutputScale = 1.0f;
-  static constexpr float kProbability = 1.0f;
-
-  __device__ static __forceinline__ int swizzle(int row) { return (row & 1) | (row & 3) << 1; }
-  // Piece `piece` of the 8 of a chunk.
-  __device__ static __forceinline__ const uint8_t* piece_at(const uint8_t* tile, int row, int chunk,
-                                                            int piece) {
-    return tile + row * kBytes + (piece ^ swizzle(row)) * 16 + chunk * 128;
-  }
-  __device__ static __forceinline__ void along(const uint8_t* tile, int row, int chunk, int t,
-                                               int half, uint32_t (&a)[4][2]) {
-    const uint4 v = *reinterpret_cast<const uint4*>(piece_at(tile, row, chunk, 2 * t + half));
-    a[2 * half][0] = v.x, a[2 * half][1] = v.y;
-    a[2 * half + 1][0] = v.z, a[2 * half + 1][1] = v.w;
-  }
-  // The rope key's k-step j.
-  __device__ static __forceinline__ void rope(const uint8_t* tile, int row, int j, int t,
-                                              uint32_t (&a)[2]) {
-    const uint2 v = *reinterpret_cast<const uint2*>(
-        piece_at(tile, row, kLatent / 64, 2 * t + j / 2) + j % 2 * 8);
-    a[0] = v.x, a[1] = v.y;
-  }
-  __device__ static __forceinline__ void across(const uint8_t* tile, int row, int chunk, int g,
-                                                uint32_t (&a)[4][4]) {
-    uint4 v[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      v[i] = *reinterpret_cast<const uint4*>(piece_at(tile, row, chunk, g) + 4 * i * kBytes);
-    }
-    decode_across(v, a);
-  }
-};
-
-template <bool is_int8>
-struct ByteTile {
-  using Value = __half;
-  static constexpr int kBytes = kRecord;
-  static constexpr bool kHasScales = is_int8, kScalesLatent = is_int8;
-  static constexpr float kLatentScale = 256.0f;  // E4M3 comes times 2^-8
-  static constexpr float kOutputScale = is_int8 ? 1.0f / kProbabilityScale : 1.0f;
-  static constexpr float kProbability = kProbabilityScale;
-
-  __device__ static __forceinline__ int swizzle(int row) { return row & 2; }
-  // Piece `piece` of the 4 of a chunk.
-  __device__ static __forceinline__ const uint8_t* piece_at(const uint8_t* tile, int row, int chunk,
-                                                            int piece) {
-    return tile + row * kBytes + (piece ^ swizzle(row)) * 16 + chunk * 64;
-  }
-  __device__ static __forceinline__ void along(const uint8_t* tile, int row, int chunk, int t,
-                                               int half, uint32_t (&a)[4][2]) {
-    if (half > 0) return;
-    decode_along<is_int8>(*reinterpret_cast<const uint4*>(piece_at(tile, row, chunk, t)), a);
-  }
-  __device__ static __forceinline__ void rope(const uint8_t* tile, int row, int j, int t,
-                                              uint32_t (&a)[2]) {
-    decode_4_along<is_int8>(
-        *reinterpret_cast<const uint32_t*>(piece_at(tile, row, kLatent / 64, t) + 4 * j), a);
-  }
-  __device__ static __forceinline__ void across(const uint8_t* tile, int row, int chunk, int g,
-                                                uint32_t (&a)[4][4]) {
-    uint2 v[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      v[i] = *reinterpret_cast<const uint2*>(piece_at(tile, row, chunk, g / 2) + g % 2 * 8 +
-                                             4 * i * kBytes);
-    }
-    decode_across<is_int8>(v, a);
-  }
-};
-template <>
-struct Tile<KvFormat::kFp8> : ByteTile<false> {};
-template <>
-struct Tile<KvFormat::kInt8> : ByteTile<true> {};
-
-template <>
-struct Tile<KvFormat::kNvfp4> {
-  using Value = __half;
-  static constexpr int kScalesAt = kLatent / 2, kRopeAt = kScalesAt + kLatent / 16;
-  static constexpr int kBytes = kRopeAt + kRope;
-  static constexpr bool kHasScales = true, kScalesLatent = false;
-  static constexpr float kLatentScale = 128.0f;  // values come times 2^-7
-  static constexpr float kOutputScale = 128.0f / kProbabilityScale;
-  static constexpr float kProbability = kProbabilityScale;
-
-  __device__ static __forceinline__ int swizzle(int) { return 0; }
-  __device__ static __forceinline__ void along(const uint8_t* tile, int row, int chunk, int t,
-                                               int half, uint32_t (&a)[4][2]) {
-    if (half > 0) return;
-    const uint8_t* record = tile + row * kBytes;
-    decode_along(*reinterpret_cast<const uint2*>(record + 32 * chunk + 8 * t),
-                 record[kScalesAt + 4 * chunk + t], a);
-  }
-  __device__ static __forceinline__ void rope(const uint8_t* tile, int row, int j, int t,
-                                              uint32_t (&a)[2]) {
-    decode_4_along<true>(
-        *reinterpret_cast<const uint32_t*>(tile + row * kBytes + kRopeAt + 16 * t + 4 * j), a);
-  }
-  __device__ static __forceinline__ void across(const uint8_t* tile, int row, int chunk, int g,
-                                                uint32_t (&a)[4][4]) {
-    uint32_t v[4], scales = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint8_t* record = tile + (row + 4 * i) * kBytes;
-      v[i] = *reinterpret_cast<const uint32_t*>(record + 32 * chunk + 4 * g);
-      scales |= uint32_t(record[kScalesAt + 4 * chunk + g / 2]) << (8 * i);
-    }
-    decode_across(v, scales, a);
-  }
-};
+constexpr int kQueryPitch = kRecord + 8;  // 16-bit values
 
 template <KvFormat format, int kHeadTiles, int kTile, int kStages>
 struct Kernel {
-  using T = Tile<format>;
+  using T = RecordTile<format>;
   using Value = typename T::Value;
   static constexpr int kHeads = 8 * kHeadTiles;
   static constexpr int kRowTiles = kTile / 16, kSlices = kWarps / kRowTiles;
   static constexpr int kScorePitch = kTile + 4;
 
-  struct Shared {
-    alignas(16) uint8_t tiles[kStages][kTile * T::kBytes];
-    // Of a head in the last slice, the scores give way to its probabilities.
-    alignas(16) float scores[kSlices][kHeads][kScorePitch];
-    float factors[kHeads];           // of the outputs so far; at the end, of all
-    alignas(16) uint16_t queries[];  // [heads, kQueryPitch]; then Where, a position
-  };
-
-  __device__ static uint16_t* probabilities_of(Shared& s, int head) {
-    return reinterpret_cast<uint16_t*>(s.scores[kSlices - 1][head]);
-  }
+  static constexpr int kBatch = kThreads / kTile;  // tiles whose records are located at once
 
   struct Where {      // of a record
     uint32_t values;  // in 16 bytes from the cache's start
     uint32_t scales;  // in 2 bytes from there; then themselves: BF16 of latent and rope key
   };
 
-  // Positions past the last of the span are given its record: they are masked, not missing.
-  __device__ static void locate(const Records& records, const int32_t* pages, int first, int count,
-                                Where* where) {
-    for (int i = threadIdx.x; i < (count + kTile - 1) / kTile * kTile; i += kThreads) {
-      const uint32_t position = first + min(i, count - 1), page_size = records.page_size;
-      const uint32_t index = position / page_size, slot = position - index * page_size;
-      const uint32_t page = uint32_t(pages[index]) * records.page_units;
-      where[i].values = page + slot * records.value_units;
-      if constexpr (T::kHasScales) {
-        where[i].scales =
-            (page + page_size * records.value_units) * 8 + slot * (records.scale_bytes / 2);
-      }
-    }
+  struct Shared {
+    alignas(16) uint8_t tiles[kStages][kTile * T::kBytes];
+    // Of a head in the last slice, the scores give way to its probabilities.
+    alignas(16) float scores[kSlices][kHeads][kScorePitch];
+    float factors[kHeads];   // of the outputs so far
+    float averages[kHeads];  // the factor that makes outputs averages
+    Where where[2 * kBatch][kTile];
+    alignas(16) uint16_t queries[];  // [heads, kQueryPitch]
+  };
+
+  __device__ static uint16_t* probabilities_of(Shared& s, int head) {
+    return reinterpret_cast<uint16_t*>(s.scores[kSlices - 1][head]);
   }
-  __device__ static void load_scales(const Records& records, int count, Where* where) {
-    for (int i = threadIdx.x; i < (count + kTile - 1) / kTile * kTile; i += kThreads) {
-      const uint8_t* at = records.data + uint64_t(where[i].scales) * 2;
-      where[i].scales = T::kScalesLatent ? *reinterpret_cast<const uint32_t*>(at)
-                                         : uint32_t(*reinterpret_cast<const uint16_t*>(at)) << 16;
-    }
+
+  __device__ static Where place_of(const Records& records, int32_t page, int slot) {
+    const uint32_t at = uint32_t(page) * records.page_units;
+    return {.values = at + slot * records.value_units,
+            .scales = T::kHasScales ? (at + records.page_size * records.value_units) * 8 +
+                                          slot * (records.scale_bytes / 2)
+                                    : 0};
+  }
+  __device__ static uint32_t scales_at(const Records& records, const Where& where) {
+    const uint8_t* at = records.data + uint64_t(where.scales) * 2;
+    return T::kScalesLatent ? *reinterpret_cast<const uint32_t*>(at)
+                            : uint32_t(*reinterpret_cast<const uint16_t*>(at)) << 16;
   }
 
   __device__ static void load_queries(const uint16_t* from, int heads, uint16_t* to) {
@@ -252,9 +127,12 @@ struct Kernel {
     return T::kScalesLatent ? both : make_float2(T::kLatentScale, both.y);
   }
 
-  __device__ static void score(Shared& s, const uint8_t* tile, const Where* where, int heads) {
+  // `count`: of positions that are not masked.
+  __device__ static void score(Shared& s, const uint8_t* tile, const Where* where, int count,
+                               int heads) {
     const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
     const int first = warp % kRowTiles * 16, slice = warp / kRowTiles;
+    if (first >= count) return;
     float acc[kHeadTiles][4] = {};
     const uint16_t* query[kHeadTiles];
 #pragma unroll
@@ -352,7 +230,7 @@ struct Kernel {
     }
 #pragma unroll
     for (int i = 0; i < kHeadTiles; ++i) {
-      factor[i] = power_of_two(tops[i] - top[i]);
+      factor[i] = tops[i] == -INFINITY ? 1.0f : power_of_two(tops[i] - top[i]);  // 1: of zeros
       tops[i] = top[i];
       sum[i] = 0;
 #pragma unroll
@@ -384,11 +262,13 @@ struct Kernel {
 #pragma unroll
     for (int i = 0; i < kHeadTiles; ++i) {
       sums[i] = sums[i] * factor[i] + sum[i];
-      if (lane == 0) s.factors[first_head + i] = factor[i];
+      if (lane != 0) continue;
+      s.factors[first_head + i] = factor[i];
+      s.averages[first_head + i] = __fdividef(T::kOutputScale, sums[i]);
     }
   }
 
-  __device__ static void add_values(Shared& s, const uint8_t* tile,
+  __device__ static void add_values(Shared& s, const uint8_t* tile, int count,
                                     float (&out)[4][kHeadTiles][4]) {
     const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
     float2 factor[kHeadTiles];
@@ -408,8 +288,7 @@ struct Kernel {
         }
       }
     }
-#pragma unroll(format == KvFormat::kBF16 ? 1 : kRowTiles)  // wide values leave no registers
-    for (int step = 0; step < kRowTiles; ++step) {
+    const auto add = [&](int step) {
       uint32_t a[4][4];
       T::across(tile, step * 16 + t, warp, g, a);
       uint2 p[kHeadTiles];
@@ -424,103 +303,176 @@ struct Kernel {
           multiply(out[j][n], a[j], {p[n].x, p[n].y}, Value());
         }
       }
+    };
+    constexpr bool kTogether = format != KvFormat::kBF16;  // wide values leave no registers
+    if (kTogether && count > kTile - 16) {
+#pragma unroll
+      for (int step = 0; step < kRowTiles; ++step) add(step);
+    } else {
+#pragma unroll 1
+      for (int step = 0; step * 16 < min(count, kTile); ++step) add(step);
+    }
+  }
+
+  // Heads as in weigh(), `pitch` apart.
+  __device__ static void store_log_sums(int heads, const float (&tops)[kHeadTiles],
+                                        const float (&sums)[kHeadTiles], float* to, int pitch) {
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < kHeadTiles; ++i) {
+      const int head = warp * kHeadTiles + i;
+      if (lane == 0 && head < heads) to[int64_t(head) * pitch] = tops[i] + __log2f(sums[i]);
+    }
+  }
+
+  __device__ static void store_averages(const Shared& s, int heads,
+                                        const float (&values)[4][kHeadTiles][4], __half* to,
+                                        int pitch) {
+    const int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int head = n * 8 + 2 * t + i;
+        if (head >= heads) continue;
+        const float factor = s.averages[head];
+        uint32_t packed[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          packed[j] = pack_small(values[j][n][i] * factor, values[j][n][i + 2] * factor);
+        }
+        *reinterpret_cast<uint4*>(to + int64_t(head) * pitch * kLatent + warp * 64 + 8 * g) =
+            make_uint4(packed[0], packed[1], packed[2], packed[3]);
+      }
     }
   }
 };
 
 struct SplitBlocks {
   int heads = 0, first_row = 0;
-  int most_span = 0;  // positions
 };
 
 template <KvFormat format, int kHeadTiles, int kTile, int kStages>
-constexpr size_t shared_bytes(int heads, int most_span) {
+constexpr size_t shared_bytes(int heads) {
   using K = Kernel<format, kHeadTiles, kTile, kStages>;
-  return sizeof(typename K::Shared) + size_t(std::min(heads, K::kHeads)) * kQueryPitch * 2 +
-         size_t(most_span + kTile) * sizeof(typename K::Where);
+  return sizeof(typename K::Shared) + size_t(std::min(heads, K::kHeads)) * kQueryPitch * 2;
 }
 
-// Blocks: x = split, y = row, z = group of heads.
+// The tiles of every step-th split of a row, from `split` on.
+template <int kTile>
+struct SplitTiles {
+  int length, span, split, step;
+  int count;
+
+  __device__ __forceinline__ SplitTiles(int length, int split, int step)
+      : length(length), span(split_span(length)), split(split), step(step) {
+    const int splits = (length + span - 1) / span, own = (splits - split + step - 1) / step;
+    const int last = split + (own - 1) * step;
+    count = (own - 1) * (span / kTile) + (min(span, length - last * span) + kTile - 1) / kTile;
+  }
+  __device__ __forceinline__ int split_of(int tile) const {
+    return split + tile / (span / kTile) * step;
+  }
+  __device__ __forceinline__ int first_of(int tile) const {
+    return split_of(tile) * span + tile % (span / kTile) * kTile;
+  }
+  __device__ __forceinline__ int end_of(int split) const { return min((split + 1) * span, length); }
+};
+
+// Blocks: x = splits from there on, gridDim.x apart; y = row, z = group of heads.
 template <KvFormat format, int kHeadTiles, int kTile, int kStages>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kStages == 2 ? 2 : 1)
     split_kernel(const uint16_t* queries, Records records, SplitBlocks b, StepView step,
                  Partials out) {
   using K = Kernel<format, kHeadTiles, kTile, kStages>;
+  constexpr int kBatch = K::kBatch;
+  static_assert(kBatch >= kStages);
   extern __shared__ __align__(16) uint8_t memory[];
   let_successor_begin();
   typename K::Shared& s = *reinterpret_cast<typename K::Shared*>(memory);
   const int row = b.first_row + blockIdx.y, length = step.positions[row] + 1;
   const Segment segment = segment_of(step, row);  // before the branch: both loads at once
-  const int span = split_span(length), begin = blockIdx.x * span;
-  if (begin >= length) {
+  // Longer shares fall to other blocks in the next row, which may be on the same SM.
+  const int first_split = (blockIdx.x + blockIdx.y) % gridDim.x;
+  if (first_split >= splits_of(length)) {
     wait_for_predecessor();
     return;
   }
-  const int count = min(span, length - begin), tiles = (count + kTile - 1) / kTile;
+  const SplitTiles<kTile> tiles(length, first_split, gridDim.x);
   const int first_head = blockIdx.z * K::kHeads, heads = min(K::kHeads, b.heads - first_head);
-  auto* where = reinterpret_cast<typename K::Where*>(s.queries + heads * kQueryPitch);
-  const int stored = segment.context - begin;  // by earlier steps
-  K::locate(records, step.pages + segment.first_page, begin, count, where);
+  const int32_t* pages = step.pages + segment.first_page;
+  // A thread's record of a batch. Those past a split's last are masked, not missing: they are given
+  // its own.
+  const int own_tile = threadIdx.x / kTile, own = threadIdx.x % kTile;
+  const auto position_of = [&](int tile) {
+    return min(tiles.first_of(tile) + own, tiles.end_of(tiles.split_of(tile)) - 1);
+  };
+  const auto page_of = [&](int position) { return pages[position / records.page_size]; };
+  if (own_tile < tiles.count) {
+    const int position = position_of(own_tile);
+    s.where[own_tile][own] = K::place_of(records, page_of(position), position % records.page_size);
+  }
   __syncthreads();
 
   bool waited = false;
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) {
-    if (!waited && min((i + 1) * kTile, count) > stored) {
-      wait_for_predecessor();
-      waited = true;
+    if (i < tiles.count) {
+      const int end = min(tiles.first_of(i) + kTile, tiles.end_of(tiles.split_of(i)));
+      if (!waited && end > segment.context) {
+        wait_for_predecessor();
+        waited = true;
+      }
+      K::copy(records, s.where[i], s.tiles[i]);
     }
-    if (i < tiles) K::copy(records, where + i * kTile, s.tiles[i]);
     commit_copies();
   }
   if (!waited) wait_for_predecessor();
-  if constexpr (K::T::kHasScales) K::load_scales(records, count, where);
+  if (K::T::kHasScales && own_tile < tiles.count) {
+    s.where[own_tile][own].scales = K::scales_at(records, s.where[own_tile][own]);
+  }
   K::load_queries(queries + (int64_t(blockIdx.y) * b.heads + first_head) * kRecord, heads,
                   s.queries);
 
-  float values[4][kHeadTiles][4] = {}, tops[kHeadTiles], sums[kHeadTiles] = {};
+  float values[4][kHeadTiles][4], tops[kHeadTiles], sums[kHeadTiles];
+  const int64_t first = (int64_t(blockIdx.y) * b.heads + first_head) * out.max_splits;
+  int i = 0;  // of the block's tiles
+  for (int split = first_split; i < tiles.count; split += tiles.step) {
 #pragma unroll
-  for (int i = 0; i < kHeadTiles; ++i) tops[i] = -INFINITY;
-  for (int i = 0; i < tiles; ++i) {
-    wait_for_copies<kStages - 2>();
-    __syncthreads();
-    const int next = i + kStages - 1;
-    if (next < tiles) K::copy(records, where + next * kTile, s.tiles[next % kStages]);
-    commit_copies();
-    K::score(s, s.tiles[i % kStages], where + i * kTile, heads);
-    __syncthreads();
-    K::weigh(s, where + i * kTile, count - i * kTile, tops, sums);
-    __syncthreads();
-    K::add_values(s, s.tiles[i % kStages], values);
-  }
-
-  __syncthreads();
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int64_t first = (int64_t(blockIdx.y) * b.heads + first_head) * out.max_splits + blockIdx.x;
+    for (int n = 0; n < kHeadTiles; ++n) {
+      tops[n] = -INFINITY, sums[n] = 0;
 #pragma unroll
-  for (int i = 0; i < kHeadTiles; ++i) {
-    const int head = warp * kHeadTiles + i;
-    if (lane != 0 || head >= heads) continue;
-    s.factors[head] = __fdividef(K::T::kOutputScale, sums[i]);
-    out.log_sums[first + int64_t(head) * out.max_splits] = tops[i] + __log2f(sums[i]);
-  }
-  __syncthreads();
-#pragma unroll
-  for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int head = n * 8 + 2 * t + i;
-      if (head >= heads) continue;
-      const float factor = s.factors[head];
-      uint32_t packed[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        packed[j] = pack_small(values[j][n][i] * factor, values[j][n][i + 2] * factor);
-      }
-      __half* to = out.values + (first + int64_t(head) * out.max_splits) * kLatent;
-      *reinterpret_cast<uint4*>(to + warp * 64 + 8 * g) =
-          make_uint4(packed[0], packed[1], packed[2], packed[3]);
+      for (int k = 0; k < 16; ++k) values[k / 4][n][k % 4] = 0;
     }
+    for (int count = tiles.end_of(split) - split * tiles.span; count > 0; count -= kTile, ++i) {
+      wait_for_copies<kStages - 2>();
+      __syncthreads();
+      const int next = i + kStages - 1;
+      if (next < tiles.count) {
+        K::copy(records, s.where[next % (2 * kBatch)], s.tiles[next % kStages]);
+      }
+      commit_copies();
+      // The next batch's records are looked up while this tile is computed.
+      const int located = i + kBatch + own_tile;
+      const bool locates = i % kBatch == 0 && located < tiles.count;
+      const int position = locates ? position_of(located) : 0;
+      const int32_t page = locates ? page_of(position) : 0;
+      const auto* where = s.where[i % (2 * kBatch)];
+      const uint8_t* tile = s.tiles[i % kStages];
+      K::score(s, tile, where, count, heads);
+      typename K::Where found{};
+      if (locates) {
+        found = K::place_of(records, page, position % records.page_size);
+        if (K::T::kHasScales) found.scales = K::scales_at(records, found);
+      }
+      __syncthreads();
+      K::weigh(s, where, count, tops, sums);
+      __syncthreads();
+      K::add_values(s, tile, count, values);
+      if (locates) s.where[located % (2 * kBatch)][own] = found;
+    }
+    K::store_log_sums(heads, tops, sums, out.log_sums + first + split, out.max_splits);
+    K::store_averages(s, heads, values, out.values + (first + split) * kLatent, out.max_splits);
   }
 }
 
@@ -576,16 +528,19 @@ template <KvFormat format, int kHeadTiles, int kTile, int kStages>
 bool launch_split(const Context& context, LatentQueries q, const KvLayer& cache, SplitBlocks blocks,
                   int rows, Partials out) {
   using K = Kernel<format, kHeadTiles, kTile, kStages>;
-  const size_t shared =
-      shared_bytes<format, kHeadTiles, kTile, kStages>(blocks.heads, blocks.most_span);
+  const size_t shared = shared_bytes<format, kHeadTiles, kTile, kStages>(blocks.heads);
   if (shared > context.device.shared_bytes) return false;
   const auto kernel = split_kernel<format, kHeadTiles, kTile, kStages>;
-  allow_shared(kernel, shared);
-  launch(context,
-         {.blocks = {unsigned(out.max_splits), unsigned(rows), blocks_for(blocks.heads, K::kHeads)},
-          .threads = kThreads,
-          .shared_bytes = shared},
-         kernel, static_cast<const uint16_t*>(q.data), Records(cache), blocks, context.step, out);
+  const unsigned groups = blocks_for(blocks.heads, K::kHeads);
+  const int at_once = 2 * context.device.num_processors / (rows * int(groups));
+  const Grid grid = one_a_processor(
+      context,
+      {.blocks = {unsigned(std::clamp(at_once, 1, out.max_splits)), unsigned(rows), groups},
+       .threads = kThreads,
+       .shared_bytes = shared});
+  allow_shared(kernel, grid.shared_bytes);
+  launch(context, grid, kernel, static_cast<const uint16_t*>(q.data), Records(cache), blocks,
+         context.step, out);
   return true;
 }
 
@@ -603,7 +558,7 @@ void launch_format(const Context& context, LatentQueries q, const KvLayer& cache
     launched = launch_split<format, kHeadTiles, 64, 2>(context, q, cache, blocks, rows, out) ||
                launch_split<format, kHeadTiles, 32, 3>(context, q, cache, blocks, rows, out);
   }
-  CHECK(launched, "a span of %d positions", blocks.most_span);
+  CHECK(launched, "%d heads", blocks.heads);
 }
 
 }  // namespace
@@ -615,9 +570,7 @@ int most_splits(int bound) {
 
 void attend_splits(const Context& context, LatentQueries q, const MlaShape& shape, RowRange rows,
                    const KvLayer& cache, Partials out) {
-  const SplitBlocks blocks{.heads = shape.heads,
-                           .first_row = rows.first,
-                           .most_span = split_span(context.step.length_bound)};
+  const SplitBlocks blocks{.heads = shape.heads, .first_row = rows.first};
   const auto run = [&]<KvFormat format>() {
     // Few blocks: a third of the heads each, which takes less time and gives the same bits.
     const bool few = 3 * rows.count * out.max_splits <= 2 * context.device.num_processors;

@@ -40,14 +40,14 @@ struct UpRows<KvFormat::kBF16> {
   __device__ static __forceinline__ void decode(const Along& raw, uint32_t (&a)[4][2]) {
     decode_along(raw.v, a);
   }
-  // Columns from 8 g on of the chunk, of rows row + 4 i.
+  // Columns from 8 g on of the chunk, of four rows from `row` on.
   __device__ static __forceinline__ Across load_across(const LatentUp& w, int64_t row, int chunk,
                                                        int g) {
     Across raw;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       raw.v[i] =
-          reinterpret_cast<const uint4*>(w.values + (row + 4 * i) * (2 * kLatent))[8 * chunk + g];
+          reinterpret_cast<const uint4*>(w.values + (row + i) * (2 * kLatent))[8 * chunk + g];
     }
     return raw;
   }
@@ -89,7 +89,7 @@ struct UpRows<KvFormat::kNvfp4> {
     Across raw{};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t r = row + 4 * i;
+      const int64_t r = row + i;
       raw.v[i] = reinterpret_cast<const uint32_t*>(w.values + r * (kLatent / 2))[8 * chunk + g];
       const uint32_t scale = w.block_scales[r * (kLatent / 16) + 4 * chunk + g / 2];
       raw.block_scales |= scale << (8 * i);
@@ -106,5 +106,12 @@ struct UpRows<KvFormat::kNvfp4> {
     return w.row_scales[row];
   }
 };
+
+// Calls run() with the format of kv_b as a constant.
+template <typename Run>
+void with_up_format(KvFormat format, Run&& run) {
+  if (format == KvFormat::kNvfp4) return run(std::integral_constant<KvFormat, KvFormat::kNvfp4>());
+  run(std::integral_constant<KvFormat, KvFormat::kBF16>());
+}
 
 }  // namespace nibble::cuda
