@@ -76,10 +76,13 @@ def test_dry_run_holds(nibble, sources, case, source, tmp_path):
 def test_spilled_activations_are_disk_instead_of_memory(nibble, tmp_path):
     pocket = ROOT / "models" / "pocket"
     command = command_line(nibble, "best", pocket, tmp_path / "made")
-    memory, spilled = dry_run(command), dry_run([*command, "--spill", str(tmp_path)])
+    # What the process itself holds varies by more than the difference is known to: the least of some.
+    memory, spilled = (
+        min((dry_run([*command, *flags]) for _ in range(5)), key=lambda rows: rows["memory"][0]) for flags in ([], ["--spill", str(tmp_path)])
+    )
     assert len(spilled["disk"]) == 2 and spilled["memory"][0] < memory["memory"][0]
     in_memory = memory["memory"][0] - spilled["memory"][0]
-    assert abs(in_memory - spilled["disk"][1]) < 5e5  # as printed; what the process itself holds varies
+    assert abs(in_memory - spilled["disk"][1]) < 2e5  # as printed
     taken, written = measured_run([*command, "--spill", str(tmp_path)])
     assert close(spilled["memory"][0], taken), f"said {spilled}, took {taken}"
     assert close(spilled["writes"][0], written), f"said {spilled}, wrote {written}"
