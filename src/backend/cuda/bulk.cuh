@@ -64,6 +64,11 @@ __device__ __forceinline__ void send_to_block(uint32_t* shared, uint64_t* barrie
       : "memory");
 }
 
+// What this thread sees in the card's memory, its bulk copies see from here on.
+__device__ __forceinline__ void see_in_bulk_copies() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 // Copies `bytes`, a multiple of 16, both addresses aligned to 16, by one thread; the barrier's
 // phase counts them as they come.
 __device__ __forceinline__ void copy_bulk(void* shared, const void* global, int bytes,

@@ -36,6 +36,11 @@ struct Chunks {
   }
   __device__ int pair(int chunk, int n) const { return row_and_pair(chunk, n) & 0xffff; }
   __device__ int row(int chunk, int n) const { return row_and_pair(chunk, n) >> 16; }
+  // Whether its expert has no other.
+  __device__ bool is_alone(int chunk) const {
+    return (chunk == 0 || expert(chunk - 1) != expert(chunk)) &&
+           (chunk + 1 == count() || expert(chunk + 1) != expert(chunk));
+  }
   __device__ int* end() const { return ints + 1 + max * (2 + kRowGroup); }
 };
 
@@ -134,19 +139,20 @@ struct ChunkItems {
     return {at.chunk + chunks_on, tile - chunks_on * tiles};
   }
   __device__ int matrix(Cursor at) const { return chunks.expert(at.chunk); }
+  __device__ bool is_read_once(Cursor at) const { return chunks.is_alone(at.chunk); }
   __device__ int tile(Cursor at) const { return at.tile; }
   __device__ int columns(Cursor at) const { return chunks.columns(at.chunk); }
   __device__ int pair(Cursor at, int n) const { return chunks.pair(at.chunk, n); }
 };
 
-// A block's share of a line of items: as many as others have.
+// A block's share of a line of items: as many as others have. Items times blocks: below 2^32.
 struct Range {
   int first, count;
 };
-__device__ __forceinline__ Range range_of_block(int64_t items) {
-  const int block = int(blockIdx.x), blocks = int(gridDim.x);
-  const int first = int(items * block / blocks);
-  return {first, int(items * (block + 1) / blocks) - first};
+__device__ __forceinline__ Range range_of_block(int items) {
+  const unsigned begin = unsigned(items) * blockIdx.x / gridDim.x;
+  const unsigned end = unsigned(items) * (blockIdx.x + 1) / gridDim.x;
+  return {int(begin), int(end - begin)};
 }
 
 }  // namespace nibble::cuda

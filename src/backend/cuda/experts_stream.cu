@@ -42,6 +42,7 @@ struct DownWork {
 
   __device__ Cursor cursor_of(int item) const { return item; }
   __device__ int matrix(Cursor at) const { return chunks.expert(at); }
+  __device__ bool is_read_once(Cursor) const { return true; }  // by one block, chunk by chunk
   __device__ int tile(Cursor) const { return own_tile; }
   __device__ int columns(Cursor at) const { return chunks.columns(at); }
   __device__ int input_row(Cursor at, int n) const { return chunks.pair(at, n); }
@@ -97,7 +98,7 @@ struct OwnSweep {
     Way sweep(int(blockDim.x) / kWarp, shared);
     OwnInputs<Unit> inputs(x);
     __syncthreads();
-    sweep.run(w, work, items, inputs);
+    sweep.run(OnePart<Work>{work, w, items}, inputs);
   }
 };
 

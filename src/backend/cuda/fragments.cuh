@@ -15,11 +15,6 @@ namespace nibble::cuda {
 inline constexpr int kChunkInputs = 64;
 inline constexpr int kBlockInputs = 16;  // consecutive columns of a lane in a chunk
 
-__device__ __forceinline__ void copy_async_4(void* shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global)
-               : "memory");
-}
-
 __device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b) {
   const __nv_bfloat162 product =
       __hmul2(reinterpret_cast<const __nv_bfloat162&>(a), reinterpret_cast<__nv_bfloat162&>(b));
@@ -39,10 +34,12 @@ struct Nvfp4Unit {
     uint32_t scales[2][2];  // of rows g and g + 8, as pairs of BF16
   };
 
-  static __device__ __forceinline__ void fetch(uint8_t* shared, const uint8_t* unit, int lane) {
-    copy_async_16(shared + lane * 16, unit + lane * 16);
-    copy_async_16(shared + 512 + lane * 16, unit + 512 + lane * 16);
-    copy_async_4(shared + 1024 + lane * 4, unit + 1024 + lane * 4);
+  template <typename... Policy>
+  static __device__ __forceinline__ void fetch(uint8_t* shared, const uint8_t* unit, int lane,
+                                               Policy... policy) {
+    copy_async_16(shared + lane * 16, unit + lane * 16, policy...);
+    copy_async_16(shared + 512 + lane * 16, unit + 512 + lane * 16, policy...);
+    copy_async_4(shared + 1024 + lane * 4, unit + 1024 + lane * 4, policy...);
   }
 
   static __device__ __forceinline__ Raw load(const uint8_t* unit, int lane) {
@@ -95,10 +92,12 @@ struct ValueUnit {
   };
   using Raw = Registers;
 
-  static __device__ __forceinline__ void fetch(uint8_t* shared, const uint8_t* unit, int lane) {
+  template <typename... Policy>
+  static __device__ __forceinline__ void fetch(uint8_t* shared, const uint8_t* unit, int lane,
+                                               Policy... policy) {
 #pragma unroll
     for (int j = 0; j < 4 * products; ++j) {
-      copy_async_16(shared + j * 512 + lane * 16, unit + j * 512 + lane * 16);
+      copy_async_16(shared + j * 512 + lane * 16, unit + j * 512 + lane * 16, policy...);
     }
   }
 

@@ -19,10 +19,12 @@ struct Int8Unit {
     uint32_t codes[2][4][2];  // chunk, product
   };
 
-  static __device__ __forceinline__ void fetch(uint8_t* shared, const uint8_t* unit, int lane) {
+  template <typename... Policy>
+  static __device__ __forceinline__ void fetch(uint8_t* shared, const uint8_t* unit, int lane,
+                                               Policy... policy) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      copy_async_16(shared + i * 512 + lane * 16, unit + i * 512 + lane * 16);
+      copy_async_16(shared + i * 512 + lane * 16, unit + i * 512 + lane * 16, policy...);
     }
   }
 

@@ -48,6 +48,65 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global, 
                : "memory");
 }
 
+// How L2 keeps what is copied. What a step reads once should leave it before what every layer
+// needs: activations, and the kernels themselves, which otherwise come from memory each time.
+struct L2Policy {
+  uint64_t bits;
+
+  static __device__ __forceinline__ L2Policy read_once() {
+    L2Policy policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy.bits));
+    return policy;
+  }
+  static __device__ __forceinline__ L2Policy read_again() {
+    L2Policy policy;
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy.bits));
+    return policy;
+  }
+};
+
+// Only where it has been tried: of such a copy to an address that is a sum of which one part is
+// uniform, ptxas of CUDA 13.0 makes an illegal instruction. The minimum, the address itself, keeps
+// it from seeing the sum.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+#define NIBBLE_L2_HINT 1
+#else
+#define NIBBLE_L2_HINT 0
+#endif
+__device__ __forceinline__ uint32_t whole_shared_address(const void* shared) {
+  uint32_t address;
+  asm("min.u32 %0, %1, 0x7fffffff;" : "=r"(address) : "r"(shared_address(shared)));
+  return address;
+}
+
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, L2Policy policy) {
+#if NIBBLE_L2_HINT
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(
+                   whole_shared_address(shared)),
+               "l"(global), "l"(policy.bits)
+               : "memory");
+#else
+  copy_async_16(shared, global);
+#endif
+}
+
+// Copies 4 bytes.
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
+}
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, L2Policy policy) {
+#if NIBBLE_L2_HINT
+  asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 4, %2;" ::"r"(
+                   whole_shared_address(shared)),
+               "l"(global), "l"(policy.bits)
+               : "memory");
+#else
+  copy_async_4(shared, global);
+#endif
+}
+#undef NIBBLE_L2_HINT
+
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -58,7 +117,7 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// A weight that is read once: past L1, and first to leave L2.
+// A weight that is read once: past L1.
 __device__ __forceinline__ uint4 load_streaming_16(const void* global) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -146,7 +146,7 @@ __device__ __forceinline__ void multiply_row(const PackedMatrices& w, const RowP
         data = work.next_tile() + own.first_unit * Unit::kBytes;
         left_of_item = own.units;
       }
-      Unit::fetch(ring + stage, data, lane);
+      Unit::fetch(ring + stage, data, lane, L2Policy::read_once());
       data += Unit::kBytes, --left_of_item;
       if (--left == 0 && has_begun) work.all_fetched();
     }

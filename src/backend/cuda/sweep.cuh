@@ -21,6 +21,7 @@
 #include <type_traits>
 
 #include "backend/cuda/bulk.cuh"
+#include "backend/cuda/divisor.cuh"
 #include "backend/cuda/stream.cuh"
 
 namespace nibble::cuda {
@@ -43,28 +44,35 @@ struct SweepShape {
 
 // A block's items lie in segments, each of rows of its own. A warp behind those that multiply
 // brings a segment's rows into the next buffer, as soon as all have left the one that was there.
+// By bulk copies where there are: copies by its lanes would stand in one line with those of the
+// rings, which are never short of any.
 template <typename Unit>
 class StagedInputs {
  public:
   static constexpr bool kIsStaged = true;
-  static constexpr int kBuffers = 2;  // segments that warps work on at once
+  static constexpr int kSegments = 2;     // that warps work on at once
+  static constexpr int kMostBuffers = 3;  // of a segment's rows each: one ahead
 
-  // For matrices of up to `units` units.
-  static __host__ __device__ size_t shared_bytes(int units) {
-    return kBarrierBytes + size_t(kBuffers) * kRowGroup * pitch_of(units);
+  // For matrices of up to `units` units; buffers: kSegments to kMostBuffers.
+  static __host__ __device__ size_t shared_bytes(int units, int buffers) {
+    return kBarrierBytes + size_t(buffers) * kRowGroup * pitch_of(units);
   }
 
   // By all threads, which meet before the first use. `warps` multiply.
-  __device__ StagedInputs(int units, int warps, uint8_t* shared)
-      : arrived_(reinterpret_cast<uint64_t*>(shared)),
-        left_(arrived_ + kBuffers),
+  __device__ StagedInputs(int units, int buffers, int warps, uint8_t* shared)
+      : num_buffers_(buffers),
+        arrived_(reinterpret_cast<uint64_t*>(shared)),
+        left_(arrived_ + kMostBuffers),
         buffers_(shared + kBarrierBytes),
         pitch_(pitch_of(units)) {
     if (threadIdx.x == 0) {
-      for (int i = 0; i < kBuffers; ++i) {
+      for (int i = 0; i < kMostBuffers; ++i) {
         start_barrier(arrived_ + i, kWarp);
         start_barrier(left_ + i, warps * kWarp);
       }
+#if __CUDA_ARCH__ >= 900
+      publish_barriers();
+#endif
     }
   }
 
@@ -73,30 +81,50 @@ class StagedInputs {
   template <typename Work>
   __device__ void bring(const Activations& x, int units, const Work& work,
                         typename Work::Cursor at) {
-    const int lane = int(threadIdx.x) % kWarp, pieces = units * Unit::kInputs / 8;
+    const int lane = int(threadIdx.x) % kWarp, columns = work.columns(at);
+    const int pieces = units * Unit::kInputs / 8, valid_pieces = (x.cols + 7) / 8;
     wait_until_left(next_, phase_ ^ 1);
     uint8_t* buffer = buffers_ + next_ * kRowGroup * pitch_;
-    for (int n = 0; n < work.columns(at); ++n) {
-      const auto* from =
-          static_cast<const bf16*>(x.data) + int64_t(work.input_row(at, n)) * x.stride;
+    const auto row_at = [&](int n) {
+      return static_cast<const bf16*>(x.data) + int64_t(work.input_row(at, n)) * x.stride;
+    };
+#if __CUDA_ARCH__ >= 900
+    const int rest = pieces - valid_pieces;
+    for (int i = lane; i < columns * rest; i += kWarp) {
+      const int n = i / rest, piece = valid_pieces + i - n * rest;
+      *reinterpret_cast<uint4*>(buffer + n * pitch_ + piece * 16) = {};
+    }
+    if (lane < columns) {
+      see_in_bulk_copies();
+      copy_bulk(buffer + lane * pitch_, row_at(lane), valid_pieces * 16, arrived_ + next_);
+    }
+    if (lane == 0) {
+      arrive_expecting(arrived_ + next_, columns * valid_pieces * 16);
+    } else {
+      arrive_at(arrived_ + next_);
+    }
+#else
+    for (int n = 0; n < columns; ++n) {
+      const bf16* from = row_at(n);
 #pragma unroll 4
       for (int piece = lane; piece < pieces; piece += kWarp) {
-        const bool valid = piece * 8 < x.cols;
+        const bool valid = piece < valid_pieces;
         copy_async_16(buffer + n * pitch_ + piece * 16, from + (valid ? piece * 8 : 0), valid);
       }
     }
     arrive_with_copies(arrived_ + next_);
+#endif
     pass(1);
   }
-  __device__ __forceinline__ int next_buffer() const {
-    return next_;
+  __device__ __forceinline__ int num_buffers() const {
+    return num_buffers_;
   }
   // Of a buffer's last use, if there was one.
   __device__ __forceinline__ void wait_until_left(int buffer) const {
     wait_until_left(buffer, buffer < next_ ? phase_ : phase_ ^ 1);
   }
 
-  // By each warp that multiplies. Number `i` of the next kBuffers segments, from `unit` on.
+  // By each warp that multiplies. Number `i` of the next kSegments segments, from `unit` on.
   __device__ __forceinline__ void begin(int i, int unit) {
     const int buffer = wait_for(i);
     from_ = buffers_ + (buffer * kRowGroup + int(threadIdx.x) % kWarp / 4) * pitch_ +
@@ -120,7 +148,6 @@ class StagedInputs {
 
  private:
   static constexpr int kBarrierBytes = 128;
-  static_assert(kBuffers == 2);
 
   // 16 bytes more than the columns: the lanes of a load meet all banks.
   static __host__ __device__ int pitch_of(int units) {
@@ -130,16 +157,17 @@ class StagedInputs {
     wait_for_phase(left_ + buffer, phase);
   }
   __device__ __forceinline__ int wait_for(int i) const {
-    const bool wraps = next_ + i >= kBuffers;
-    const int buffer = wraps ? next_ + i - kBuffers : next_ + i;
+    const bool wraps = next_ + i >= num_buffers_;
+    const int buffer = wraps ? next_ + i - num_buffers_ : next_ + i;
     wait_for_phase(arrived_ + buffer, wraps ? phase_ ^ 1 : phase_);
     return buffer;
   }
   __device__ __forceinline__ void pass(int count) {
     next_ += count;
-    if (next_ >= kBuffers) next_ -= kBuffers, phase_ ^= 1;
+    if (next_ >= num_buffers_) next_ -= num_buffers_, phase_ ^= 1;
   }
 
+  int num_buffers_;
   uint64_t *arrived_, *left_;
   uint8_t* buffers_;
   int pitch_;
@@ -160,7 +188,6 @@ template <typename Unit>
 class OwnInputs {
  public:
   static constexpr bool kIsStaged = false;
-  static constexpr int kBuffers = 1;
 
   explicit __device__ OwnInputs(const Activations& x) : x_(x) {}
 
@@ -199,17 +226,25 @@ class OwnInputs {
   int left_ = 0;  // columns from there on
 };
 
-// How the `warps` that multiply share the items of a segment, `from` .. `to`. A share is at `item`,
-// from slice first_slice() to end_slice().
+// Items `from` .. `to` of a part of a Work, which warps share at once: of so many segments, none
+// behind the last of all.
+struct Group {
+  int part, from, to, segments;
+};
+
+// How the `warps` that multiply share the items of a group. A share is at `item`, from slice
+// first_slice() to end_slice().
 //
 // InTurn: whole items, one after another. Balanced: as the head of this file says; `begin` and
 // `end` count slices from item 0's first on.
 struct InTurn {
   static constexpr bool kHandsOver = false;
-  int item, end, step, slices;
+  int item = 0, end = 0, step = 0, slices = 0;
 
-  __device__ InTurn(int from, int to, int slices, int warps)
-      : item(from + int(threadIdx.x) / kWarp), end(to), step(warps), slices(slices) {}
+  __device__ InTurn() {}
+  template <typename Count>
+  __device__ InTurn(const Group& group, const Count& slices, const Count& warps)
+      : item(group.from + int(threadIdx.x) / kWarp), end(group.to), step(warps), slices(slices) {}
   __device__ bool is_done() const { return item >= end; }
   __device__ void advance() { item += step; }
   __device__ int first_slice() const { return 0; }
@@ -217,15 +252,19 @@ struct InTurn {
 };
 struct Balanced {
   static constexpr bool kHandsOver = true;
-  int item, begin, end, slices;
+  int item = 0, begin = 0, end = 0, slices = 0;
 
+  __device__ Balanced() {}
   // None is empty but behind all others: each finds its predecessor's sums.
-  __device__ Balanced(int from, int to, int slices, int warps) : slices(slices) {
-    const int warp = int(threadIdx.x) / kWarp;
-    const int length = (to - from) * slices, each = (length + warps - 1) / warps;
-    begin = from * slices + min(length, warp * each);
-    end = from * slices + min(length, (warp + 1) * each);
-    item = begin < end ? (end - 1) / slices : begin / slices - 1;
+  template <typename Count>
+  __device__ Balanced(const Group& group, const Count& a_item, const Count& warps)
+      : slices(a_item) {
+    const int warp = int(threadIdx.x) / kWarp, from = group.from * slices;
+    const int length = group.to * slices - from;
+    const int each = quotient(length + warps - 1, warps);
+    begin = from + min(length, warp * each);
+    end = from + min(length, (warp + 1) * each);
+    item = begin < end ? quotient(end - 1, a_item) : quotient(begin, a_item) - 1;
   }
   __device__ bool is_done() const { return (item + 1) * slices <= begin; }
   __device__ void advance() { --item; }
@@ -250,58 +289,109 @@ __device__ __forceinline__ void write_sums(const float (&sums)[kCount][4], float
   }
 }
 
-// A warp's way through the matrices ahead of its products: the ring.
-template <typename Unit, int kTiles, typename Shape, typename Work>
-struct SweepRing {
+// A Work of one part, all its items a group.
+template <typename Work>
+struct OnePart : Work {
+  static constexpr bool kIsOneGroup = true;
   const PackedMatrices& w;
-  const Work& work;
-  uint8_t* memory;
-  int stage = 0, unit = 0, end_unit = 0;
-  const uint8_t* data = nullptr;
-  bool fetches = false, is_whole = true;  // whole: there are all of the item's tiles
+  int items;
 
-  template <typename Shares>
-  __device__ __forceinline__ void locate(const Shares& share) {
-    unit = share.first_slice() * w.units_per_slice;
-    end_unit = min(share.end_slice() * w.units_per_slice, w.units);
-    const auto at = work.cursor_of(share.item);
-    const int tile = work.tile(at);
-    is_whole = tile + kTiles <= w.tiles;
-    data = w.data + size_t(unsigned(work.matrix(at) * w.tiles + tile)) * w.tile_bytes +
-           unit * Unit::kBytes;
-  }
-  // Fetches a stage of units; true when the item has no more of them.
-  __device__ __forceinline__ bool fetch(int lane) {
-    bool is_last = false;
-    if (fetches) {
-      Unit::fetch(memory + stage, data, lane);
-      if constexpr (kTiles > 1) {
-        static_assert(kTiles == 2);
-        if (is_whole) Unit::fetch(memory + stage + Unit::kBytes, data + w.tile_bytes, lane);
-      }
-      data += Unit::kBytes;
-      is_last = ++unit == end_unit;
-    }
-    commit_copies();
-    stage = stage + Shape::kStageBytes == Shape::kRingBytes ? 0 : stage + Shape::kStageBytes;
-    return is_last;
-  }
+  __device__ Group first_group() const { return {0, 0, items, 1}; }
+  __device__ Group next_group(const Group&) const { return {}; }
+  __device__ const PackedMatrices& matrices(int) const { return w; }
+  __device__ int slices(int) const { return w.slices; }
+  __device__ auto cursor_of(int, int item) const { return Work::cursor_of(item); }
 };
 
-// The warps that multiply, `warps` of a block: their hand-overs and rings, for one run after
-// another.
-template <typename Unit, typename Inputs, typename Shares, int kTiles>
+// A warp's way through the matrices ahead of its products, from group to group: the ring.
+template <typename Unit, int kTiles, typename Shares, typename Count, typename Work>
+class SweepRing {
+ public:
+  using Shape = SweepShape<Unit, kTiles>;
+
+  __device__ SweepRing(const Work& work, const Count& warps, uint8_t* memory)
+      : work_(work), warps_(warps), memory_(memory), next_(work.first_group()) {
+    open();
+  }
+  // The stage that is read next, or filled again.
+  __device__ __forceinline__ const uint8_t* stage() const { return memory_ + stage_; }
+  // Fills it with the next units, while there are any.
+  __device__ __forceinline__ void fetch(int lane) {
+    bool is_last = false;
+    if (fetches_) {
+      const L2Policy policy = is_read_once_ ? L2Policy::read_once() : L2Policy::read_again();
+      Unit::fetch(memory_ + stage_, data_, lane, policy);
+      if constexpr (kTiles > 1) {
+        static_assert(kTiles == 2);
+        if (is_whole_) {
+          Unit::fetch(memory_ + stage_ + Unit::kBytes, data_ + tile_bytes_, lane, policy);
+        }
+      }
+      data_ += Unit::kBytes;
+      is_last = ++unit_ == end_unit_;
+    }
+    commit_copies();
+    stage_ = stage_ + Shape::kStageBytes == Shape::kRingBytes ? 0 : stage_ + Shape::kStageBytes;
+    if (!is_last) return;
+    share_.advance();
+    if (share_.is_done()) {
+      fetches_ = false;
+      if constexpr (!Work::kIsOneGroup) open();
+      return;
+    }
+    locate();
+  }
+
+ private:
+  // The next group of which this warp has a share.
+  __device__ __forceinline__ void open() {
+    while (!fetches_ && next_.segments > 0) {
+      share_ = Shares(next_, work_.slices(next_.part), warps_);
+      part_ = next_.part, fetches_ = !share_.is_done();
+      next_ = work_.next_group(next_);
+    }
+    if (fetches_) locate();
+  }
+  __device__ __forceinline__ void locate() {
+    const PackedMatrices& w = work_.matrices(part_);
+    unit_ = share_.first_slice() * w.units_per_slice;
+    end_unit_ = min(share_.end_slice() * w.units_per_slice, w.units);
+    const auto at = work_.cursor_of(part_, share_.item);
+    const int tile = work_.tile(at);
+    is_whole_ = tile + kTiles <= w.tiles;
+    tile_bytes_ = w.tile_bytes;
+    is_read_once_ = work_.is_read_once(at);
+    data_ = w.data + size_t(unsigned(work_.matrix(at) * w.tiles + tile)) * w.tile_bytes +
+            unit_ * Unit::kBytes;
+  }
+
+  const Work& work_;
+  Count warps_;
+  uint8_t* memory_;
+  int stage_ = 0, unit_ = 0, end_unit_ = 0;
+  Group next_;
+  int part_ = 0;
+  Shares share_{};  // of part_: what is being fetched
+  const uint8_t* data_ = nullptr;
+  uint32_t tile_bytes_ = 0;
+  bool fetches_ = false, is_read_once_ = true,
+       is_whole_ = true;  // whole: there are all of the item's tiles
+};
+
+// The warps that multiply, `warps` of a block. Count: how numbers that others are divided by come,
+// int or Divisor.
+template <typename Unit, typename Inputs, typename Shares, int kTiles, typename Count = int>
 class Sweep {
  public:
   using Shape = SweepShape<Unit, kTiles>;
 
-  // By all threads, which meet before the first run.
-  __device__ Sweep(int warps, uint8_t* shared)
+  // By all threads, which meet before run().
+  __device__ Sweep(const Count& warps, uint8_t* shared)
       : warps_(warps),
         handed_(reinterpret_cast<uint64_t*>(shared)),
         totals_(reinterpret_cast<float4*>(shared + Shape::kBarrierBytes) +
                 int(threadIdx.x) % kWarp),
-        ring_(shared + Shape::kBarrierBytes + warps * Shape::kTotalsBytes +
+        ring_(shared + Shape::kBarrierBytes + int(warps) * Shape::kTotalsBytes +
               int(threadIdx.x) / kWarp * Shape::kRingBytes) {
     const int warp = int(threadIdx.x) / kWarp;
     if (int(threadIdx.x) % kWarp == 0 && warp < warps) {
@@ -310,82 +400,47 @@ class Sweep {
     }
   }
 
-  // Multiplies items 0 .. items, each of kTiles tiles, by each of the warps. A Work here has, of
+  // Multiplies all items, each of kTiles tiles, by each of the warps. A Work here has, of
   // stream.cuh's, matrix(), tile(), columns(), input_row(), begin() and finish(), and says
-  //   Cursor cursor_of(int item)
-  //   int segment_of(int item), int segment_begin(int segment): the first item (for StagedInputs)
+  //   Group first_group(), Group next_group(group), bool kIsOneGroup
+  //   PackedMatrices matrices(int part), Count slices(int part): of K
+  //   Cursor cursor_of(int part, int item)
+  //   bool is_read_once(cursor): its matrix, by all warps together
+  //   int segment_of(int part, int item): rising, one after another (for StagedInputs)
   template <typename Work>
-  __device__ __forceinline__ void run(const PackedMatrices& w, const Work& work, int items,
-                                      Inputs& inputs);
+  __device__ __forceinline__ void run(const Work& work, Inputs& inputs);
 
  private:
   __device__ __forceinline__ uint64_t* taken_of(int warp) const {
     return handed_ + kMaxSweepWarps + warp;
   }
 
-  int warps_;
+  Count warps_;
   uint64_t* handed_;  // warp i hands over at barrier i, and may again after taken_of(i)'s
   float4* totals_;    // a lane's
   uint8_t* ring_;
-  int num_taken_ = 0, num_handed_ = 0;
 };
 
-template <typename Unit, typename Inputs, typename Shares, int kTiles>
+template <typename Unit, typename Inputs, typename Shares, int kTiles, typename Count>
 template <typename Work>
-__device__ __forceinline__ void Sweep<Unit, Inputs, Shares, kTiles>::run(const PackedMatrices& w,
-                                                                         const Work& work,
-                                                                         int items,
-                                                                         Inputs& inputs) {
+__device__ __forceinline__ void Sweep<Unit, Inputs, Shares, kTiles, Count>::run(const Work& work,
+                                                                                Inputs& inputs) {
   using Cursor = typename Work::Cursor;
-  constexpr int kAtOnce = Inputs::kBuffers;
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
-  const int g = lane / 4, t = lane % 4, slices = w.slices;
-  int first_segment = 0, end_segment = items > 0 ? 1 : 0;
-  if constexpr (Inputs::kIsStaged) {
-    if (items > 0) {
-      first_segment = work.segment_of(0), end_segment = work.segment_of(items - 1) + 1;
-    }
-  }
-  const auto share_of = [&](int segment) -> Shares {  // of it and those after it
-    if constexpr (Inputs::kIsStaged) {
-      return Shares(max(0, work.segment_begin(segment)),
-                    min(items, work.segment_begin(segment + kAtOnce)), slices, warps_);
-    } else {
-      return Shares(0, items, slices, warps_);
-    }
-  };
-
-  SweepRing<Unit, kTiles, Shape, Work> ring{w, work, ring_};
-  Shares next(0, 0, slices, warps_);  // to fetch
-  int next_segment = first_segment;
-  const auto open = [&] {  // the next segments of which this warp has a share
-    ring.fetches = false;
-    for (; !ring.fetches && next_segment < end_segment; next_segment += kAtOnce) {
-      next = share_of(next_segment);
-      ring.fetches = !next.is_done();
-    }
-    if (ring.fetches) ring.locate(next);
-  };
-  const auto fetch = [&] {
-    if (!ring.fetch(lane)) return;
-    next.advance();
-    if (!next.is_done()) return ring.locate(next);
-    ring.fetches = false;
-    if constexpr (Inputs::kIsStaged) open();
-  };
-  open();
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp, g = lane / 4;
+  int num_taken = 0, num_handed = 0;
+  SweepRing<Unit, kTiles, Shares, Count, Work> ring(work, warps_, ring_);
 #pragma unroll 1
-  for (int s = 0; s < Shape::kStages; ++s) fetch();
+  for (int s = 0; s < Shape::kStages; ++s) ring.fetch(lane);
   work.begin();
 
 #pragma unroll 1
-  for (int segment = first_segment; segment < end_segment; segment += kAtOnce) {
+  for (Group group = work.first_group(); group.segments > 0; group = work.next_group(group)) {
+    const PackedMatrices& w = work.matrices(group.part);
 #pragma unroll 1
-    for (Shares share = share_of(segment); !share.is_done(); share.advance()) {
-      const Cursor at = work.cursor_of(share.item);
+    for (Shares share(group, work.slices(group.part), warps_); !share.is_done(); share.advance()) {
+      const Cursor at = work.cursor_of(group.part, share.item);
       const int first_slice = share.first_slice(), end_slice = share.end_slice();
-      const int tile = work.tile(at), columns = work.columns(at);
-      const int own_tiles = min(kTiles, w.tiles - tile);
+      const int tile = work.tile(at), own_tiles = min(kTiles, w.tiles - tile);
       float factors[kTiles][2];
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
@@ -395,13 +450,15 @@ __device__ __forceinline__ void Sweep<Unit, Inputs, Shares, kTiles>::run(const P
         factors[i][0] = from[0], factors[i][1] = from[8];
       }
       if constexpr (Inputs::kIsStaged) {
-        inputs.begin(work.segment_of(share.item) - segment, first_slice * w.units_per_slice);
+        const int segment = work.segment_of(group.part, share.item);
+        inputs.begin(segment - work.segment_of(group.part, group.from),
+                     first_slice * w.units_per_slice);
       } else {
         inputs.begin(work, at, first_slice * w.units_per_slice);
       }
       float sum[kTiles][4] = {}, total[kTiles][4] = {};
       if (Shares::kHandsOver && first_slice > 0) {
-        wait_for_phase(handed_ + warp - 1, num_taken_++ & 1);
+        wait_for_phase(handed_ + warp - 1, num_taken++ & 1);
         read_sums(totals_ + (warp - 1) * kTiles * kWarp, total);
         arrive_at(taken_of(warp - 1));
       }
@@ -413,9 +470,9 @@ __device__ __forceinline__ void Sweep<Unit, Inputs, Shares, kTiles>::run(const P
         typename Unit::Registers registers[kTiles];
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
-          registers[i] = Unit::read(ring.memory + ring.stage + i * Unit::kBytes, lane);
+          registers[i] = Unit::read(ring.stage() + i * Unit::kBytes, lane);
         }
-        fetch();
+        ring.fetch(lane);
 #pragma unroll
         for (int c = 0; c < Unit::kChunks; ++c) {
           uint32_t values[8];
@@ -432,21 +489,22 @@ __device__ __forceinline__ void Sweep<Unit, Inputs, Shares, kTiles>::run(const P
           }
         }
       }
-      if (Shares::kHandsOver && end_slice < slices) {
-        wait_for_phase(taken_of(warp), (num_handed_++ & 1) ^ 1);
+      if (Shares::kHandsOver && end_slice < w.slices) {
+        wait_for_phase(taken_of(warp), (num_handed++ & 1) ^ 1);
         write_sums(total, totals_ + warp * kTiles * kWarp);
         arrive_at(handed_ + warp);
         continue;
       }
+      const int columns = work.columns(at);
 #pragma unroll
       for (int i = 0; i < kTiles * 2; ++i) {
-        const int part = i / 2, column = t * 2 + i % 2;
+        const int part = i / 2, column = lane % 4 * 2 + i % 2;
         if (column >= columns || part >= own_tiles) continue;
         work.finish(at, tile + part, g, column, total[part][i % 2] * factors[part][0],
                     total[part][2 + i % 2] * factors[part][1]);
       }
     }
-    if constexpr (Inputs::kIsStaged) inputs.leave(min(kAtOnce, end_segment - segment));
+    if constexpr (Inputs::kIsStaged) inputs.leave(group.segments);
   }
 }
 
