@@ -184,6 +184,7 @@ __global__ void __launch_bounds__(kAgainThreads)
   __shared__ float sums[kMaxSlices];
   if (threadIdx.x == 0) count = 0;
   let_successor_begin();
+  __syncthreads();
   wait_for_predecessor();
   const int64_t t = blockIdx.y;
   const unsigned rank = state.floors[t];
