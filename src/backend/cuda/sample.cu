@@ -1,10 +1,10 @@
 // The draw of backend.h without sorting the vocabulary, a block a row, after one for each part of a
-// row has found the part's first token. Tokens are put in order of
-// falling logit and rising id by a key; the stages are cuts in that order: the place where a
-// running count (top_k, the n best) or a running sum of probabilities (top_p, the draw) reaches a
-// target. A histogram over the distance from the best logit finds the bin of the cut, and only the
-// tokens of that bin are compared with each other. It covers a window of distances, at first the
-// nearest: tokens further away are many, and seldom matter.
+// row has found the part's first token, and another has counted the part's tokens. Tokens are put
+// in order of falling logit and rising id by a key; the stages are cuts in that order: the place
+// where a running count (top_k, the n best) or a running sum of probabilities (top_p, the draw)
+// reaches a target. A histogram over the distance from the best logit finds the bin of the cut, and
+// only the tokens of that bin are compared with each other. It covers a window of distances, at
+// first the nearest: tokens further away are many, and seldom matter.
 //
 // Sums are integers, e^((logit - best) / temperature) in units of 2^-36, and thereby the same in
 // any order of adding. What is less likely than e^-25 of the best has no weight.
@@ -40,12 +40,17 @@ struct Mass {
   __device__ uint64_t measure(bool by_count) const { return by_count ? count : weight; }
 };
 
-struct Shared {
+// A row's tokens by distance. Weights in three parts, so that 32-bit sums take them.
+struct Bins {
   uint32_t weight_parts[3][kBins];
   uint32_t counts[kBins];
+  Mass all;  // of the row
+};
+
+struct Shared {
+  Bins bins;
   int window;    // that the bins cover
   Mass outside;  // before the window
-  Mass all;      // of the row
   uint64_t keys[kGathered];
   uint64_t key_weights[kGathered];
   Mass warp_masses[kThreads / kWarp];
@@ -156,12 +161,18 @@ __device__ uint64_t first_key_of(const float* logits, int begin, int count, uint
   return first;
 }
 
-// The first of a part of a row, a block a part.
+// The first of a part of a row, a block a part; and empty bins.
 __global__ void __launch_bounds__(kThreads)
-    first_keys_kernel(Matrix<float> logits, uint64_t* part_keys) {
+    first_keys_kernel(Matrix<float> logits, uint64_t* part_keys, Bins* bins) {
   __shared__ uint64_t warp_keys[kThreads / kWarp];
   wait_for_predecessor();
   let_successor_begin();
+  auto* words = reinterpret_cast<uint32_t*>(bins + blockIdx.y);
+  constexpr int kWords = int(sizeof(Bins) / sizeof(uint32_t));
+  for (int i = int(blockIdx.x) * kThreads + int(threadIdx.x); i < kWords;
+       i += int(gridDim.x) * kThreads) {
+    words[i] = 0;
+  }
   const int begin = int(blockIdx.x) * kPart, vocab = int(logits.cols);
   const uint64_t first =
       first_key_of(logits.row(blockIdx.y), begin, min(kPart, vocab - begin), warp_keys);
@@ -173,11 +184,25 @@ __device__ __forceinline__ uint64_t or_token_0(uint64_t key) {
   return key == kNoKey ? 0 : key;
 }
 
+// A row's first, in all threads.
+__device__ __forceinline__ uint64_t first_of_parts(const uint64_t* part_keys, int64_t row,
+                                                   int parts) {
+  uint64_t first = kNoKey;
+  for (int p = 0; p < parts; ++p) first = min(first, part_keys[row * parts + p]);
+  return or_token_0(first);
+}
+
+__device__ __forceinline__ Row row_of(const float* logits, int vocab, const SampleRow& params,
+                                      uint64_t first) {
+  return {logits, vocab, logits[id_of(first)], fminf(1.0f / params.temperature, 1e30f),
+          params.min_p};
+}
+
 // Fills the bins of a window.
 __device__ void fill_bins(const Row& row, int window, Shared& shared) {
   __syncthreads();
-  shared.counts[threadIdx.x] = 0;
-  for (auto& part : shared.weight_parts) part[threadIdx.x] = 0;
+  shared.bins.counts[threadIdx.x] = 0;
+  for (auto& part : shared.bins.weight_parts) part[threadIdx.x] = 0;
   __syncthreads();
   constexpr uint32_t kMask = (1u << kPartBits) - 1;
   Mass nearer, all;
@@ -187,26 +212,68 @@ __device__ void fill_bins(const Row& row, int window, Shared& shared) {
     const int bin = row.bin(logit) - window * kBins;
     if (bin < 0) nearer.add(mass);
     if (bin < 0 || bin >= kBins || mass.count == 0) return;
-    atomicAdd(&shared.counts[bin], 1u);
+    atomicAdd(&shared.bins.counts[bin], 1u);
 #pragma unroll
     for (int part = 0; part < 3; ++part) {
       const uint32_t bits = uint32_t(mass.weight >> (part * kPartBits)) & (part < 2 ? kMask : ~0u);
-      if (bits > 0) atomicAdd(&shared.weight_parts[part][bin], bits);
+      if (bits > 0) atomicAdd(&shared.bins.weight_parts[part][bin], bits);
     }
   });
   nearer = block_total(nearer, shared);
   all = block_total(all, shared);
   __syncthreads();
-  if (threadIdx.x == 0) shared.window = window, shared.outside = nearer, shared.all = all;
+  if (threadIdx.x == 0) shared.window = window, shared.outside = nearer, shared.bins.all = all;
+  __syncthreads();
+}
+
+// Whether a row's tokens are counted before its block begins: those that edits change are not.
+__host__ __device__ inline bool is_counted_before(const SampleRow& row) {
+  return row.temperature != 0 && row.target < 0 && row.num_edits == 0;
+}
+
+// Adds a part of a row to the bins of the first window, a block a part.
+__global__ void __launch_bounds__(kThreads)
+    count_kernel(Matrix<float> logits, const SampleRow* rows, const uint64_t* part_keys,
+                 Bins* bins) {
+  __shared__ Shared shared;
+  wait_for_predecessor();
+  let_successor_begin();
+  const int64_t r = blockIdx.y;
+  const SampleRow params = rows[r];
+  if (!is_counted_before(params)) return;
+  const int vocab = int(logits.cols), begin = int(blockIdx.x) * kPart;
+  const uint64_t first = first_of_parts(part_keys, r, int(gridDim.x));
+  Row part = row_of(logits.row(r), vocab, params, first);
+  part.logits += begin, part.vocab = min(kPart, vocab - begin);
+  fill_bins(part, 0, shared);
+  const auto add = [](uint32_t& to, uint32_t value) {
+    if (value > 0) atomicAdd(&to, value);
+  };
+  const int bin = int(threadIdx.x);
+  add(bins[r].counts[bin], shared.bins.counts[bin]);
+  for (int i = 0; i < 3; ++i) add(bins[r].weight_parts[i][bin], shared.bins.weight_parts[i][bin]);
+  if (threadIdx.x != 0) return;
+  atomicAdd(reinterpret_cast<unsigned long long*>(&bins[r].all.weight),
+            static_cast<unsigned long long>(shared.bins.all.weight));
+  add(bins[r].all.count, shared.bins.all.count);
+}
+
+// The bins of the first window, counted before.
+__device__ void take_bins(const Bins& bins, Shared& shared) {
+  __syncthreads();
+  const int bin = int(threadIdx.x);
+  shared.bins.counts[bin] = bins.counts[bin];
+  for (int i = 0; i < 3; ++i) shared.bins.weight_parts[i][bin] = bins.weight_parts[i][bin];
+  if (threadIdx.x == 0) shared.window = 0, shared.outside = {}, shared.bins.all = bins.all;
   __syncthreads();
 }
 
 __device__ __forceinline__ Mass bin_mass(int bin, const Shared& shared) {
   Mass mass;
   for (int part = 0; part < 3; ++part) {
-    mass.weight += uint64_t(shared.weight_parts[part][bin]) << (part * kPartBits);
+    mass.weight += uint64_t(shared.bins.weight_parts[part][bin]) << (part * kPartBits);
   }
-  mass.count = shared.counts[bin];
+  mass.count = shared.bins.counts[bin];
   return mass;
 }
 
@@ -277,7 +344,7 @@ __device__ void halve_bin(const Row& row, uint64_t target, bool by_count, Shared
 __device__ void find_cut(const Row& row, uint64_t target, bool by_count, Shared& shared) {
   if (shared.outside.measure(by_count) >= target) fill_bins(row, 0, shared);
   while (!find_bin(target, by_count, shared)) fill_bins(row, shared.window + 1, shared);
-  const int bin = shared.bin, count = int(shared.counts[bin]);
+  const int bin = shared.bin, count = int(shared.bins.counts[bin]);
   if (count > kGathered) return halve_bin(row, target, by_count, shared);
   if (threadIdx.x == 0) shared.gathered = 0;
   __syncthreads();
@@ -303,14 +370,17 @@ __device__ void find_cut(const Row& row, uint64_t target, bool by_count, Shared&
 }
 
 __device__ int draw(const float* logits, int vocab, const SampleRow& params, uint64_t first,
-                    Shared& shared) {
+                    const Bins& bins, Shared& shared) {
   if (params.temperature == 0) return id_of(first);
-  const Row row{logits, vocab, logits[id_of(first)], fminf(1.0f / params.temperature, 1e30f),
-                params.min_p};
-  fill_bins(row, 0, shared);
-  uint64_t total = shared.all.weight;
+  const Row row = row_of(logits, vocab, params, first);
+  if (is_counted_before(params)) {
+    take_bins(bins, shared);
+  } else {
+    fill_bins(row, 0, shared);
+  }
+  uint64_t total = shared.bins.all.weight;
   if (total == 0) return id_of(first);  // logits that are not numbers
-  if (params.top_k > 0 && params.top_k < int(shared.all.count)) {
+  if (params.top_k > 0 && params.top_k < int(shared.bins.all.count)) {
     find_cut(row, uint64_t(params.top_k), true, shared);
     total = shared.reached.weight;
   }
@@ -336,7 +406,7 @@ __device__ float log_sum_exp(const float* logits, int vocab, float best, Shared&
 __device__ void best_tokens(const Row& row, int n, float log_sum, int32_t* ids, float* logprobs,
                             Shared& shared) {
   fill_bins(row, 0, shared);
-  n = min(n, int(shared.all.count));
+  n = min(n, int(shared.bins.all.count));
   if (n == 0) return;
   find_cut(row, uint64_t(n), true, shared);
   const uint64_t last = shared.key;
@@ -371,8 +441,8 @@ __device__ void apply_edits(float* logits, const SampleRow& params, const LogitE
 
 __global__ void __launch_bounds__(kThreads)
     sample_kernel(Matrix<float> logits, const SampleRow* rows, const LogitEdit* edits,
-                  float* before, const uint64_t* part_keys, Matrix<int32_t> tokens,
-                  Matrix<float> logprobs, Matrix<int32_t> top_ids) {
+                  float* before, const uint64_t* part_keys, const Bins* bins,
+                  Matrix<int32_t> tokens, Matrix<float> logprobs, Matrix<int32_t> top_ids) {
   __shared__ Shared shared;
   __shared__ float token_logit;
   wait_for_predecessor();
@@ -382,9 +452,7 @@ __global__ void __launch_bounds__(kThreads)
   float* row = logits.row(r);
   const int vocab = int(logits.cols);
   const int parts = (vocab + kPart - 1) / kPart;
-  uint64_t first = kNoKey;
-  for (int p = 0; p < parts; ++p) first = min(first, part_keys[r * parts + p]);
-  first = or_token_0(first);
+  uint64_t first = first_of_parts(part_keys, r, parts);
   float log_sum = 0;
   if (params.num_logprobs >= 0) {
     const float best = row[id_of(first)];
@@ -400,7 +468,7 @@ __global__ void __launch_bounds__(kThreads)
   if (token < 0) {
     apply_edits(row, params, edits, before);
     if (params.num_edits > 0) first = or_token_0(first_key_of(row, 0, vocab, shared.warp_keys));
-    token = draw(row, vocab, params, first, shared);
+    token = draw(row, vocab, params, first, bins[r], shared);
   }
   if (threadIdx.x == 0) {
     *tokens.row(r) = token;
@@ -437,14 +505,19 @@ void Sampler::run(const Context& context, Tensor logits, const SampleBatch& batc
   const char* device = rows_and_edits_.as<char>();
   const unsigned rows = unsigned(batch.rows.size()), parts = blocks_for(logits.cols, kPart);
   const size_t keys = size_t(rows) * parts;
-  auto* part_keys = static_cast<uint64_t*>(
-      context.workspace.fit(keys * sizeof(uint64_t) + batch.edits.size() * sizeof(float)));
+  auto* bins = static_cast<Bins*>(context.workspace.fit(
+      rows * sizeof(Bins) + keys * sizeof(uint64_t) + batch.edits.size() * sizeof(float)));
+  auto* part_keys = reinterpret_cast<uint64_t*>(bins + rows);
   auto* before = reinterpret_cast<float*>(part_keys + keys);
-  launch(context, {.blocks = {parts, rows}, .threads = kThreads}, first_keys_kernel,
-         Matrix<float>(logits), part_keys);
-  launch(context, {.blocks = {rows}, .threads = kThreads}, sample_kernel, Matrix<float>(logits),
-         reinterpret_cast<const SampleRow*>(device),
-         reinterpret_cast<const LogitEdit*>(device + rows_bytes), before, part_keys,
+  const auto* params = reinterpret_cast<const SampleRow*>(device);
+  const Grid by_parts{.blocks = {parts, rows}, .threads = kThreads};
+  const Matrix<float> values(logits);
+  launch(context, by_parts, first_keys_kernel, values, part_keys, bins);
+  if (std::ranges::any_of(batch.rows, is_counted_before)) {
+    launch(context, by_parts, count_kernel, values, params, part_keys, bins);
+  }
+  launch(context, {.blocks = {rows}, .threads = kThreads}, sample_kernel, values, params,
+         reinterpret_cast<const LogitEdit*>(device + rows_bytes), before, part_keys, bins,
          Matrix<int32_t>(out.tokens), Matrix<float>(out.logprobs), Matrix<int32_t>(out.top_ids));
 }
 
