@@ -27,7 +27,7 @@ serve: build $(POCKET_NVFP4)  ## serve the pocket model, quantized to NVFP4, on 
 
 $(POCKET_NVFP4): models/pocket/model.safetensors.index.json | build
 	@rm -rf $@
-	@echo "Quantizing the pocket model to NVFP4: once, about a minute"
+	@echo "Quantizing the pocket model to NVFP4: once, one to three minutes"
 	@build/nibble quantize models/pocket $@ $$([ ! -d $@.partial ] || echo --resume) >build/quantize.log || \
 	  { rm -rf $@.partial; exit 1; }
 
