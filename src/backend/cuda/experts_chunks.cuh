@@ -115,7 +115,7 @@ __device__ inline Chunks make_chunks(const RoutedRows& routed, int* shared) {
 }
 
 // A block's items: of the line of all chunks' tiles, `together` an item, every `step`-th from
-// `first` on. Segments are chunks.
+// `first` on.
 struct ChunkItems {
   struct Cursor {
     int chunk, tile;
@@ -126,8 +126,6 @@ struct ChunkItems {
   int together;
   int items_a_chunk;
 
-  __device__ int segment_of(int item) const { return (first + item) / items_a_chunk; }
-  __device__ int segment_begin(int chunk) const { return chunk * items_a_chunk - first; }
   __device__ Cursor cursor_of(int item) const {
     item = first + item * step;
     const int chunk = int(unsigned(item) / unsigned(items_a_chunk));
@@ -145,14 +143,14 @@ struct ChunkItems {
   __device__ int pair(Cursor at, int n) const { return chunks.pair(at.chunk, n); }
 };
 
-// A block's share of a line of items: as many as others have. Items times blocks: below 2^32.
+// A block's share of a line of items: as many as others have.
 struct Range {
   int first, count;
 };
-__device__ __forceinline__ Range range_of_block(int items) {
-  const unsigned begin = unsigned(items) * blockIdx.x / gridDim.x;
-  const unsigned end = unsigned(items) * (blockIdx.x + 1) / gridDim.x;
-  return {int(begin), int(end - begin)};
+__device__ __forceinline__ Range range_of_block(int64_t items) {
+  const int block = int(blockIdx.x), blocks = int(gridDim.x);
+  const int first = int(items * block / blocks);
+  return {first, int(items * (block + 1) / blocks) - first};
 }
 
 }  // namespace nibble::cuda
