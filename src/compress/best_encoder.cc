@@ -85,7 +85,6 @@ class BestEncoder : public LayerEncoder {
     }
     std::map<Site, std::vector<float>> original;
     for (const Slab& slab : runner_.tokens().slabs()) {
-      original.clear();
       if (stage.last || !original_sites.empty()) {
         runner_.run(Version::kOriginal, stage.block, slab, original_sites, stage.last,
                     [&](Site site, const ObservedInputs& in) {

@@ -89,17 +89,17 @@ Tensor CalibratingBackend::buffer(Buffer& buffer, int64_t rows, int64_t cols) {
   return {buffer.data, DType::kF32, rows, cols};
 }
 
-std::vector<float> CalibratingBackend::to_host(Tensor tensor) {
-  std::vector<float> host(size_t(tensor.rows * tensor.cols));
+const float* CalibratingBackend::to_host(Tensor tensor, KeptArray<float>& host) {
+  float* rows = host.fit(size_t(tensor.rows * tensor.cols));
   if (tensor.stride == tensor.cols) {
-    inner_.read(tensor.data, host.data(), host.size() * sizeof(float));
-    return host;
+    inner_.read(tensor.data, rows, size_t(tensor.rows * tensor.cols) * sizeof(float));
+    return rows;
   }
   for (int64_t r = 0; r < tensor.rows; ++r) {
-    inner_.read(static_cast<const float*>(tensor.data) + r * tensor.stride,
-                host.data() + r * tensor.cols, size_t(tensor.cols) * sizeof(float));
+    inner_.read(static_cast<const float*>(tensor.data) + r * tensor.stride, rows + r * tensor.cols,
+                size_t(tensor.cols) * sizeof(float));
   }
-  return host;
+  return rows;
 }
 
 void CalibratingBackend::embed(const Weight& table, const Batch& batch, Tensor out) {
@@ -118,8 +118,7 @@ void CalibratingBackend::gather_rows(Tensor x, const Batch& batch, Tensor out) {
 void CalibratingBackend::linear(Tensor x, const Weight& w, Tensor out, bool accumulate) {
   if (stopped_) return;
   if (watches(w)) {
-    const std::vector<float> host = to_host(x);
-    observe({.weight = w, .x = host.data(), .rows = x.rows, .cols = x.cols});
+    observe({.weight = w, .x = to_host(x, seen_rows_), .rows = x.rows, .cols = x.cols});
     mark_seen(w);
     if (stopped_) return;
   }
@@ -142,8 +141,8 @@ void CalibratingBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaSh
                                        const Batch& batch, const KvLayer& cache, Tensor out) {
   if (stopped_) return;
   if (watches(kv_b)) {
-    const std::vector<float> host = to_host(buffer(latent_, q.rows, shape.latent_dim));
-    observe({.weight = kv_b, .x = host.data(), .rows = q.rows, .cols = shape.latent_dim});
+    const float* latents = to_host(buffer(latent_, q.rows, shape.latent_dim), seen_rows_);
+    observe({.weight = kv_b, .x = latents, .rows = q.rows, .cols = shape.latent_dim});
     mark_seen(kv_b);
     if (stopped_) return;
   }
@@ -161,27 +160,27 @@ std::vector<CalibratingBackend::ExpertRows> CalibratingBackend::rows_of_experts(
   std::vector<int32_t> chosen(size_t(rows * slots));
   CHECK(routing.experts.stride == slots && routing.weights.stride == slots);
   inner_.read(routing.experts.data, chosen.data(), chosen.size() * sizeof(int32_t));
-  const std::vector<float> weights = to_host(routing.weights);
+  const float* weights = to_host(routing.weights, routing_);
   std::vector<ExpertRows> experts(static_cast<size_t>(num_experts));
   for (int64_t i = 0; i < rows * slots; ++i) {
     ExpertRows& expert = experts[size_t(chosen[size_t(i)])];
     expert.rows.push_back(int32_t(i / slots));
-    expert.weights.push_back(weights[size_t(i)]);
+    expert.weights.push_back(weights[i]);
   }
   return experts;
 }
 
-void CalibratingBackend::run_expert(int expert, const ExpertRows& chosen,
-                                    const std::vector<float>& x, const Weight& gate_up,
-                                    const Weight& down, bool to_the_end, std::vector<float>& sum) {
+void CalibratingBackend::run_expert(int expert, const ExpertRows& chosen, const float* x,
+                                    const Weight& gate_up, const Weight& down, bool to_the_end,
+                                    float* sum) {
   const int64_t rows = int64_t(chosen.rows.size()), cols = gate_up.cols;
-  std::vector<float> input(size_t(rows * cols));
+  float* input = expert_rows_.fit(size_t(rows * cols));
   for (int64_t r = 0; r < rows; ++r) {
-    std::copy_n(x.data() + chosen.rows[size_t(r)] * cols, cols, input.data() + r * cols);
+    std::copy_n(x + chosen.rows[size_t(r)] * cols, cols, input + r * cols);
   }
   ObservedInputs inputs{.weight = gate_up,
                         .expert = expert,
-                        .x = input.data(),
+                        .x = input,
                         .rows = rows,
                         .cols = cols,
                         .tokens = chosen.rows.data(),
@@ -191,14 +190,13 @@ void CalibratingBackend::run_expert(int expert, const ExpertRows& chosen,
 
   const Tensor in = buffer(x_, rows, cols), both = buffer(gate_up_, rows, gate_up.rows);
   const Tensor middle = buffer(inner_rows_, rows, down.cols);
-  inner_.write(in.data, input.data(), input.size() * sizeof(float));
+  inner_.write(in.data, input, size_t(rows * cols) * sizeof(float));
   inner_.linear(in, expert_linear(gate_up, expert), both);
   inner_.silu_mul(both, middle);
   if (watches(down)) {
-    const std::vector<float> host = to_host(middle);
     observe({.weight = down,
              .expert = expert,
-             .x = host.data(),
+             .x = to_host(middle, seen_rows_),
              .rows = rows,
              .cols = down.cols,
              .tokens = chosen.rows.data(),
@@ -207,10 +205,10 @@ void CalibratingBackend::run_expert(int expert, const ExpertRows& chosen,
   if (!to_the_end) return;
   const Tensor out = buffer(out_, rows, down.rows);
   inner_.linear(middle, expert_linear(down, expert), out);
-  const std::vector<float> host = to_host(out);
+  const float* host = to_host(out, seen_rows_);
   for (int64_t r = 0; r < rows; ++r) {
-    float* to = sum.data() + chosen.rows[size_t(r)] * down.rows;
-    const float* from = host.data() + r * down.rows;
+    float* to = sum + chosen.rows[size_t(r)] * down.rows;
+    const float* from = host + r * down.rows;
     for (int64_t k = 0; k < down.rows; ++k) to[k] += chosen.weights[size_t(r)] * from[k];
   }
 }
@@ -219,10 +217,11 @@ void CalibratingBackend::experts(Tensor x, const Routing& routing, const Weight&
                                  const Weight& down, Tensor out) {
   if (stopped_) return;
   const std::vector<ExpertRows> experts = rows_of_experts(routing, gate_up.count);
-  const std::vector<float> host = to_host(x);
+  const float* host = to_host(x, all_rows_);
   // Nothing that can be watched after this depends on the sum.
   const bool to_the_end = !stop_;
-  std::vector<float> sum(size_t(x.rows * down.rows));
+  float* sum = sums_.fit(size_t(x.rows * down.rows));
+  std::fill_n(sum, x.rows * down.rows, 0.0f);
   for (int e = 0; e < int(experts.size()); ++e) {
     run_expert(e, experts[size_t(e)], host, gate_up, down, to_the_end, sum);
   }
@@ -230,7 +229,7 @@ void CalibratingBackend::experts(Tensor x, const Routing& routing, const Weight&
   if (watches(down)) mark_seen(down);
   if (to_the_end) {
     CHECK(out.stride == out.cols);
-    inner_.write(out.data, sum.data(), sum.size() * sizeof(float));
+    inner_.write(out.data, sum, size_t(x.rows * down.rows) * sizeof(float));
   }
 }
 

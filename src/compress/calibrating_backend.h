@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "compress/kept_array.h"
 
 namespace nibble {
 
@@ -91,11 +92,11 @@ class CalibratingBackend : public Backend {
   void observe(const ObservedInputs& inputs);
   void mark_seen(const Weight& weight);
   Tensor buffer(Buffer& buffer, int64_t rows, int64_t cols);
-  std::vector<float> to_host(Tensor tensor);
+  // The tensor's values in `host`, [rows, cols].
+  const float* to_host(Tensor tensor, KeptArray<float>& host);
   std::vector<ExpertRows> rows_of_experts(const Routing& routing, int64_t num_experts);
-  void run_expert(int expert, const ExpertRows& chosen, const std::vector<float>& x,
-                  const Weight& gate_up, const Weight& down, bool to_the_end,
-                  std::vector<float>& sum);
+  void run_expert(int expert, const ExpertRows& chosen, const float* x, const Weight& gate_up,
+                  const Weight& down, bool to_the_end, float* sum);
 
   Backend& inner_;
   std::set<std::string> names_{}, seen_{};
@@ -104,6 +105,7 @@ class CalibratingBackend : public Backend {
   bool stopped_ = false;  // for the rest of this step
   std::vector<std::shared_ptr<void>> memory_{};
   Buffer latent_{}, x_{}, gate_up_{}, inner_rows_{}, out_{};
+  KeptArray<float> seen_rows_{}, expert_rows_{}, all_rows_{}, sums_{}, routing_{};  // on the host
 };
 
 }  // namespace nibble

@@ -22,7 +22,8 @@ CalibrationTokens::CalibrationTokens(const std::vector<CalibrationSample>& sampl
     batch.segments.push_back({.first_row = batch.rows(),
                               .num_rows = rows,
                               .context = 0,
-                              .first_page = int(batch.pages.size())});
+                              .first_page = int(batch.pages.size()),
+                              .expanded = true});  // all keys are new
     for (int p = 0; p * kPageSize < rows; ++p) batch.pages.push_back(slab.num_pages++);
     for (int r = 0; r < int(sample.before_reply.size()); ++r) {
       if (sample.before_reply[size_t(r)]) slab.before_reply.push_back(batch.rows() + r);
@@ -41,6 +42,14 @@ CalibrationTokens::CalibrationTokens(const std::vector<CalibrationSample>& sampl
 int CalibrationTokens::max_rows() const {
   int most = 0;
   for (const Slab& slab : slabs_) most = std::max(most, slab.batch.rows());
+  return most;
+}
+
+int CalibrationTokens::longest_sample() const {
+  int most = 0;
+  for (const Slab& slab : slabs_) {
+    for (const Segment& sample : slab.batch.segments) most = std::max(most, sample.num_rows);
+  }
   return most;
 }
 

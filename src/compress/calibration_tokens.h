@@ -34,6 +34,7 @@ class CalibrationTokens {
   int64_t num_tokens() const { return num_tokens_; }
   int max_rows() const;   // of a slab
   int max_pages() const;  // of a slab
+  int longest_sample() const;
   // Changes with any token: the same key, the same calibration.
   const std::string& key() const { return key_; }
 

@@ -126,10 +126,9 @@ void LayerRunner::run(Version version, Block block, const Slab& slab, const std:
       }
     }
   });
-  std::vector<float> rows(size_t(count * hidden));
-  stream(version).read(slab.first_row, count, rows.data());
   const Tensor x(x_, DType::kF32, count, hidden);
-  backend_.write(x_, rows.data(), rows.size() * sizeof(float));
+  const size_t bytes = size_t(count * hidden) * sizeof(float);
+  backend_.write(x_, stream(version).rows(slab.first_row, count, rows_), bytes);
   if (block == Block::kAttention) {
     KvLayer cache = cache_shape(config_);
     cache.data = cache_;
@@ -138,29 +137,26 @@ void LayerRunner::run(Version version, Block block, const Slab& slab, const std:
     model_->add_feed_forward(layer_, slab.batch, x);
   }
   if (!advance) return;
-  backend_.read(x_, rows.data(), rows.size() * sizeof(float));
-  stream(version).write(slab.first_row, count, rows.data());
+  float* rows = stream(version).place(slab.first_row, count, rows_);
+  backend_.read(x_, rows, bytes);
+  stream(version).write(slab.first_row, count, rows);
 }
 
 void LayerRunner::restart() {
-  std::vector<float> rows;
   for (const Slab& slab : tokens_.slabs()) {
-    rows.resize(size_t(slab.batch.rows()) * size_t(config_.hidden));
-    read_stream(Version::kOriginal, slab, rows.data());
-    stream(Version::kQuantized).write(slab.first_row, slab.batch.rows(), rows.data());
+    const int64_t count = slab.batch.rows();
+    const float* rows = stream(Version::kOriginal).rows(slab.first_row, count, rows_);
+    stream(Version::kQuantized).write(slab.first_row, count, rows);
   }
 }
 
-double LayerRunner::stream_error() const {
+double LayerRunner::stream_error() {
   double change = 0, value = 0;
-  std::vector<float> original, quantized;
   for (const Slab& slab : tokens_.slabs()) {
-    const size_t size = size_t(slab.batch.rows()) * size_t(config_.hidden);
-    original.resize(size);
-    quantized.resize(size);
-    read_stream(Version::kOriginal, slab, original.data());
-    read_stream(Version::kQuantized, slab, quantized.data());
-    for (size_t i = 0; i < size; ++i) {
+    const int64_t count = slab.batch.rows();
+    const float* original = stream(Version::kOriginal).rows(slab.first_row, count, rows_);
+    const float* quantized = stream(Version::kQuantized).rows(slab.first_row, count, more_rows_);
+    for (int64_t i = 0; i < count * config_.hidden; ++i) {
       const double d = double(quantized[i]) - original[i];
       change += d * d;
       value += double(original[i]) * original[i];

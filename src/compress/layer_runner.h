@@ -10,6 +10,7 @@
 #include "base/thread_pool.h"
 #include "compress/calibrating_backend.h"
 #include "compress/calibration_tokens.h"
+#include "compress/kept_array.h"
 #include "compress/linears.h"
 #include "compress/residual_stream.h"
 #include "model/glm_flash.h"
@@ -54,7 +55,7 @@ class LayerRunner {
   static constexpr int kHeadRows = 64;
 
   // |quantized - original| / |original| of the streams as they are now.
-  double stream_error() const;
+  double stream_error();
   // Rows of a stream, for what comes after the layers.
   void read_stream(Version version, const Slab& slab, float* out) const;
 
@@ -76,7 +77,8 @@ class LayerRunner {
   std::unique_ptr<ResidualStream> streams_[2];
   GlmLayer layers_[2];  // uploaded: original, quantized
   int layer_ = -1;
-  void* x_ = nullptr;  // a slab of a stream
+  KeptArray<float> rows_{}, more_rows_{};  // slabs of spilled streams
+  void* x_ = nullptr;                      // a slab of a stream, on the backend
   void* cache_ = nullptr;
 };
 

@@ -6,8 +6,8 @@
 #include "compress/matrix_product.h"
 
 #include <algorithm>
-#include <vector>
 
+#include "compress/kept_array.h"
 #include "hwy/foreach_target.h"  // before simd-inl.h
 // clang-format off
 #include "backend/cpu/simd-inl.h"
@@ -18,6 +18,7 @@ namespace nibble {
 namespace HWY_NAMESPACE {
 
 constexpr int kTileRows = 6;
+constexpr int kRowsAtOnce = 24 * kTileRows;  // of x, which stay in the L2 cache for all columns
 constexpr int kTileVectors = kVectorRegisters == 32 ? 4 : 2;
 
 // The columns [first, first + width) of the operand, [depth][width], zeros beyond `count`; times
@@ -39,6 +40,7 @@ HWY_NOINLINE void multiply_tile(const T* x, const T* y, int64_t depth, int64_t r
                                 T* out, int64_t out_stride) {
   const hn::ScalableTag<T> d;
   constexpr int64_t kWidth = int64_t(HWY_LANES(T)) * kTileVectors;
+  for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(out + r * out_stride, 1, 3);
   hn::Vec<hn::ScalableTag<T>> sum[kTileRows][kTileVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {
@@ -55,6 +57,17 @@ HWY_NOINLINE void multiply_tile(const T* x, const T* y, int64_t depth, int64_t r
 #pragma GCC unroll 8
       for (int v = 0; v < kTileVectors; ++v) sum[r][v] = hn::MulAdd(factors[v], factor, sum[r][v]);
     }
+  }
+  if (rows == kTileRows && cols == kWidth) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) {
+        T* to = out + r * out_stride + v * HWY_LANES(T);
+        hn::StoreU(hn::Add(hn::LoadU(d, to), sum[r][v]), d, to);
+      }
+    }
+    return;
   }
   T row[kWidth];
 #pragma GCC unroll 8
@@ -73,28 +86,33 @@ void add_product_of(const MatrixProduct<T>& p, ThreadPool& pool) {
   const int64_t row_tiles = (p.rows + kTileRows - 1) / kTileRows;
   const int64_t col_tiles = (p.cols + kWidth - 1) / kWidth;
   const int64_t chunk = std::min(p.depth, kProductDepth);
-  std::vector<T> x(size_t(row_tiles * kTileRows * chunk)), y(size_t(col_tiles * kWidth * chunk));
+  static thread_local KeptArray<T> panels[2];
+  T* x = panels[0].fit(size_t(row_tiles * kTileRows * chunk));
+  T* y = panels[1].fit(size_t(col_tiles * kWidth * chunk));
   for (int64_t t0 = 0; t0 < p.depth; t0 += kProductDepth) {
     const int64_t depth = std::min(kProductDepth, p.depth - t0);
     pool.parallel_for(row_tiles + col_tiles, [&](int64_t i) {
       if (i < row_tiles) {
         pack_panel(p.x, t0, depth, i * kTileRows, p.rows, kTileRows, T(p.subtract ? -1 : 1),
-                   p.weights, x.data() + i * kTileRows * depth);
+                   p.weights, x + i * kTileRows * depth);
       } else {
         const int64_t j = i - row_tiles;
         pack_panel<T>(p.y, t0, depth, j * kWidth, p.cols, kWidth, 1, nullptr,
-                      y.data() + j * kWidth * depth);
+                      y + j * kWidth * depth);
       }
     });
     // Column tiles are dealt in turn: with `upper` their work grows from left to right.
     pool.run([&](int share) {
-      for (int64_t j = share; j < col_tiles; j += pool.size()) {
-        const int64_t col = j * kWidth, cols = std::min(kWidth, p.cols - col);
-        const int64_t last_row = p.upper ? std::min(p.rows, col + cols) : p.rows;
-        for (int64_t row = 0; row < last_row; row += kTileRows) {
-          multiply_tile(x.data() + row * depth, y.data() + j * kWidth * depth, depth,
-                        std::min<int64_t>(kTileRows, p.rows - row), cols,
-                        p.out + row * p.out_stride + col, p.out_stride);
+      for (int64_t first = 0; first < p.rows; first += kRowsAtOnce) {
+        for (int64_t j = share; j < col_tiles; j += pool.size()) {
+          const int64_t col = j * kWidth, cols = std::min(kWidth, p.cols - col);
+          const int64_t last =
+              std::min({first + kRowsAtOnce, p.rows, p.upper ? col + cols : p.rows});
+          for (int64_t row = first; row < last; row += kTileRows) {
+            multiply_tile(x + row * depth, y + j * kWidth * depth, depth,
+                          std::min<int64_t>(kTileRows, p.rows - row), cols,
+                          p.out + row * p.out_stride + col, p.out_stride);
+          }
         }
       }
     });

@@ -23,17 +23,21 @@ void Moments::reset(int64_t num_cols, bool with_cross) {
 void Moments::add(const float* x, const float* original, const float* weights, int64_t count,
                   ThreadPool& pool) {
   rows += count;
-  std::vector<float> sum(static_cast<size_t>(cols));
-  for (int64_t r = 0; r < count; ++r) {
-    const float* row = x + r * cols;
-    for (int64_t k = 0; k < cols; ++k) {
-      const float magnitude = std::fabs(row[k]);
-      sum[size_t(k)] += magnitude;
-      column_amax[size_t(k)] =
-          column_amax[size_t(k)] < magnitude ? magnitude : column_amax[size_t(k)];
+  constexpr int64_t kColumns = 64;
+  pool.parallel_for((cols + kColumns - 1) / kColumns, [&](int64_t i) {
+    const int64_t first = i * kColumns, width = std::min(kColumns, cols - first);
+    float sum[kColumns] = {};
+    float* amax = column_amax.data() + first;
+    for (int64_t r = 0; r < count; ++r) {
+      const float* row = x + r * cols + first;
+      for (int64_t k = 0; k < width; ++k) {
+        const float magnitude = std::fabs(row[k]);
+        sum[k] += magnitude;
+        amax[k] = amax[k] < magnitude ? magnitude : amax[k];
+      }
     }
-  }
-  for (int64_t k = 0; k < cols; ++k) column_sum[size_t(k)] += sum[size_t(k)];
+    for (int64_t k = 0; k < width; ++k) column_sum[size_t(first + k)] += sum[k];
+  });
   const Operand<float> quantized{.data = x, .depth_stride = cols};
   MatrixProduct<float> product{.x = quantized,
                                .y = quantized,

@@ -57,7 +57,8 @@ void ResidualStream::read(int64_t first_row, int64_t count, float* out) const {
 
 void ResidualStream::write(int64_t first_row, int64_t count, const float* rows) {
   if (descriptor_ < 0) {
-    std::copy_n(rows, count * cols_, values_.data() + first_row * cols_);
+    float* to = values_.data() + first_row * cols_;
+    if (rows != to) std::copy_n(rows, count * cols_, to);
     return;
   }
   const char* from = reinterpret_cast<const char*>(rows);
@@ -70,6 +71,19 @@ void ResidualStream::write(int64_t first_row, int64_t count, const float* rows) 
     offset += n;
     left -= n;
   }
+}
+
+const float* ResidualStream::rows(int64_t first_row, int64_t count,
+                                  KeptArray<float>& memory) const {
+  if (descriptor_ < 0) return values_.data() + first_row * cols_;
+  float* rows = memory.fit(size_t(count * cols_));
+  read(first_row, count, rows);
+  return rows;
+}
+
+float* ResidualStream::place(int64_t first_row, int64_t count, KeptArray<float>& memory) {
+  if (descriptor_ < 0) return values_.data() + first_row * cols_;
+  return memory.fit(size_t(count * cols_));
 }
 
 }  // namespace nibble

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <vector>
 
+#include "compress/kept_array.h"
+
 namespace nibble {
 
 class ResidualStream {
@@ -18,7 +20,13 @@ class ResidualStream {
   ResidualStream& operator=(const ResidualStream&) = delete;
 
   void read(int64_t first_row, int64_t count, float* out) const;
+  // Rows may be made where place() says.
   void write(int64_t first_row, int64_t count, const float* rows);
+
+  // The rows in memory: the stream's own, or read into `memory`. Valid until either changes.
+  const float* rows(int64_t first_row, int64_t count, KeptArray<float>& memory) const;
+  // Where to make rows that are then written: the stream's own memory, or `memory`.
+  float* place(int64_t first_row, int64_t count, KeptArray<float>& memory);
 
  private:
   const int64_t cols_;

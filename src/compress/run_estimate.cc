@@ -6,6 +6,7 @@
 #include "backend/kv_cache.h"
 #include "compress/best_encoder.h"
 #include "compress/layer_runner.h"
+#include "compress/matrix_product.h"
 #include "model/glm_flash.h"
 #include "quant/nvfp4.h"
 
@@ -86,7 +87,8 @@ class Estimator {
         if (planned->precision == Precision::kKept) continue;
         result += packed_bytes(c_, planned->group, planned->precision) + encoded_bytes(*planned);
       }
-      reach(hardest->group.name(), held + moments + std::max(work, observed_bytes(groups, true)));
+      keep(groups);
+      reach(hardest->group.name(), held + moments + std::max(work, original_inputs_bytes(groups)));
       held += result;
       reach(hardest->group.name(), held);
     }
@@ -105,8 +107,8 @@ class Estimator {
         if (search_bytes(*planned) > work) hardest = planned;
         work = std::max(work, search_bytes(*planned));
       }
-      reach(hardest->group.name(),
-            original_bytes(layer) + moments + std::max(work, observed_bytes(groups, false)));
+      keep(groups);
+      reach(hardest->group.name(), original_bytes(layer) + moments + work);
     }
   }
 
@@ -114,11 +116,7 @@ class Estimator {
     std::vector<PlannedGroup> groups;
     for (LinearGroup& group : linear_groups(c_, layer)) groups.push_back({.group = group});
     const int64_t matrix = int64_t(c_.expert_dim) * c_.hidden * kFloat;
-    // Inputs, twice, and what the expert makes of them: gates and ups, inner rows, twice, outputs.
-    const int64_t expert = expert_rows() * (3 * c_.hidden + 4 * int64_t(c_.expert_dim)) * kFloat;
-    reach("layers." + std::to_string(layer), original_bytes(groups) + matrix + expert +
-                                                 2 * rows_ * c_.hidden * kFloat +
-                                                 packing_bytes(c_.expert_dim));
+    reach("layers." + std::to_string(layer), original_bytes(groups) + matrix);
   }
 
   // Every block of a layer moves `versions` of the two streams on.
@@ -155,10 +153,17 @@ class Estimator {
     // A layer's blocks run on a stream of the caller's, not the model's own.
     const int64_t activations =
         GlmFlash::scratch_bytes(c_, DType::kF32, int(rows_), 0) - rows_ * c_.hidden * kFloat;
-    const int64_t queries = std::min<int64_t>(rows_ * c_.heads, 4096);
-    const int64_t attention = queries * (cache.width + cache.latent) * kFloat;
     return streams + 2 * rows_ * c_.hidden * kFloat + tokens_.max_pages() * kv_page_bytes(cache) +
-           activations + inputs + attention;
+           activations + inputs + attention_bytes() + kept_bytes();
+  }
+
+  // Of expanded attention over the longest sample: keys and values of its positions, and sums.
+  int64_t attention_bytes() const {
+    constexpr int64_t kMostPositions = 2048;  // at once
+    const MlaShape s = c_.mla();
+    const int64_t rows = tokens_.longest_sample(), positions = std::min(rows, kMostPositions);
+    const int64_t records = positions * (s.query_dim() + s.value_dim) * (rounds_ ? 2 : kFloat);
+    return c_.heads * (records + rows * (s.value_dim + 2) * kFloat);
   }
 
   int64_t original_bytes(const std::vector<PlannedGroup>& layer) const {
@@ -178,24 +183,33 @@ class Estimator {
     return std::min(rows_, 2 * rows_ * c_.top_k / std::max(1, c_.num_experts));
   }
 
-  // The inputs of `groups` over a slab, on their way into moments.
-  int64_t observed_bytes(const std::vector<const PlannedGroup*>& groups, bool both) const {
-    int64_t singles = 0, widest = 0, experts = 0;
+  // The inputs of `groups` that the original version had over a slab.
+  int64_t original_inputs_bytes(const std::vector<const PlannedGroup*>& groups) const {
+    int64_t bytes = 0;
     for (const PlannedGroup* planned : groups) {
-      const LinearGroup& group = planned->group;
-      widest = std::max(widest, group.cols);
-      if (planned->group.expert >= 0) {
-        experts = expert_rows() * (3 * c_.hidden + 5 * int64_t(c_.expert_dim)) * kFloat +
-                  2 * rows_ * c_.hidden * kFloat;
-      } else {
-        singles = both ? singles + rows_ * group.cols * kFloat : 0;
-      }
+      if (planned->group.expert < 0) bytes += rows_ * planned->group.cols * kFloat;
     }
-    return singles + std::max(experts, rows_ * widest * kFloat) + packing_bytes(widest);
+    return bytes;
   }
 
-  // Of matrix_product.h's panels.
-  static int64_t packing_bytes(int64_t depth) { return 2 * depth * 256 * kFloat; }
+  // What grows at the sight of these groups, and is kept.
+  void keep(const std::vector<const PlannedGroup*>& groups) {
+    for (const PlannedGroup* planned : groups) {
+      const LinearGroup& group = planned->group;
+      if (group.expert < 0) seen_cols_ = std::max(seen_cols_, group.cols);
+      if (planned->precision == Precision::kKept) continue;
+      panels_bytes_ = std::max(panels_bytes_, group.cols * (2 * kProductDepth + 256) * kFloat +
+                                                  group.rows * kProductDepth * kFloat);
+    }
+  }
+
+  // Inputs on the host, an expert's rows there and on the backend, matrix_product.h's panels.
+  int64_t kept_bytes() const {
+    const int64_t hidden = c_.hidden, inner = c_.num_experts > 0 ? c_.expert_dim : 0;
+    const int64_t experts = expert_rows() * (3 * hidden + 3 * inner) + 2 * rows_ * hidden;
+    const int64_t seen = std::max(rows_ * seen_cols_, expert_rows() * std::max(hidden, inner));
+    return (seen + (inner > 0 ? experts : 0)) * kFloat + panels_bytes_;
+  }
 
   // Of encode_with_feedback and its arguments, moments apart.
   static int64_t feedback_bytes(const PlannedGroup& planned) {
@@ -221,6 +235,8 @@ class Estimator {
   const bool rounds_;  // inputs of products with BF16 weights
   bool weighs_ = false;
   int64_t widest_ = 0;
+  int64_t seen_cols_ = 0;     // most columns of inputs that are seen of a whole slab
+  int64_t panels_bytes_ = 0;  // of the largest matrix product
   int64_t peak_bytes_ = 0;
   std::string peak_;
 };
