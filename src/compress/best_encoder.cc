@@ -29,7 +29,7 @@ class BestEncoder : public LayerEncoder {
     for (const Stage& stage : best_stages()) {
       observe(stage, layer);
       encode(stage, layer, emit, report);
-      if (stage.last) advance(Version::kQuantized, stage.block);
+      if (stage.last) advance_quantized(stage);
     }
     report.stream_error = runner_.stream_error();
     return report;
@@ -70,6 +70,18 @@ class BestEncoder : public LayerEncoder {
     }
   }
 
+  void advance_quantized(const Stage& stage) {
+    const auto& slabs = runner_.tokens().slabs();
+    for (size_t i = 0; i < slabs.size(); ++i) {
+      if (i < kept_.size()) {
+        runner_.finish(Version::kQuantized, stage.block, slabs[i], Site::kO, kept_[i].data());
+      } else {
+        runner_.run(Version::kQuantized, stage.block, slabs[i], {}, /*advance=*/true, {});
+      }
+    }
+    kept_.clear();
+  }
+
   // Gathers the moments of the stage's groups. The original version runs on to the end of the
   // block in its last stage.
   void observe(const Stage& stage, const std::vector<PlannedGroup>& layer) {
@@ -84,6 +96,7 @@ class BestEncoder : public LayerEncoder {
       moments_[key_of(group)].reset(group.cols, with_cross);
     }
     std::map<Site, std::vector<float>> original;
+    int64_t kept_bytes = 0;
     for (const Slab& slab : runner_.tokens().slabs()) {
       if (stage.last || !original_sites.empty()) {
         runner_.run(Version::kOriginal, stage.block, slab, original_sites, stage.last,
@@ -95,6 +108,10 @@ class BestEncoder : public LayerEncoder {
                   [&](Site site, const ObservedInputs& in) {
                     moments_.at({site, in.expert})
                         .add(in.x, original[site].data(), weights_of(slab, in), in.rows, pool_);
+                    if (site != Site::kO) return;
+                    kept_bytes += in.rows * in.cols * int64_t(sizeof(float));
+                    if (kept_bytes <= kMostKeptBytes)
+                      kept_.emplace_back(in.x, in.x + in.rows * in.cols);
                   });
     }
   }
@@ -161,6 +178,7 @@ class BestEncoder : public LayerEncoder {
   const FeedbackOptions options_{};
   std::vector<float> token_weights_, expert_weights_;
   std::map<Key, Moments> moments_;
+  std::vector<std::vector<float>> kept_;  // inputs of o of the first slabs
 };
 
 }  // namespace

@@ -16,6 +16,10 @@ struct Stage {  // linears that can be encoded from one pass over the tokens
   bool last = false;  // of its block
 };
 
+// Inputs of o that are kept until it is encoded, so that attention need not be computed again; of
+// as many slabs as have room.
+inline constexpr int64_t kMostKeptBytes = int64_t(1) << 29;
+
 // In the order in which a layer is worked through.
 const std::vector<Stage>& best_stages();
 

@@ -68,6 +68,11 @@ void CalibratingBackend::begin_step(const Batch& batch) {
   inner_.begin_step(batch);
 }
 
+void CalibratingBackend::start_at(const std::string& name, const float* x) {
+  start_ = name;
+  start_inputs_ = x;
+}
+
 void CalibratingBackend::observe(const ObservedInputs& inputs) {
   observer_(inputs);
 }
@@ -103,35 +108,40 @@ const float* CalibratingBackend::to_host(Tensor tensor, KeptArray<float>& host) 
 }
 
 void CalibratingBackend::embed(const Weight& table, const Batch& batch, Tensor out) {
-  if (!stopped_) inner_.embed(table, batch, out);
+  if (!skips()) inner_.embed(table, batch, out);
 }
 
 void CalibratingBackend::add_rms_norm(Tensor x, Tensor delta, const Weight& gain, float eps,
                                       Tensor out) {
-  if (!stopped_) inner_.add_rms_norm(x, delta, gain, eps, out);
+  if (!skips()) inner_.add_rms_norm(x, delta, gain, eps, out);
 }
 
 void CalibratingBackend::gather_rows(Tensor x, const Batch& batch, Tensor out) {
-  if (!stopped_) inner_.gather_rows(x, batch, out);
+  if (!skips()) inner_.gather_rows(x, batch, out);
 }
 
 void CalibratingBackend::linear(Tensor x, const Weight& w, Tensor out, bool accumulate) {
-  if (stopped_) return;
+  if (w.name == start_) {
+    CHECK(x.stride == x.cols);
+    inner_.write(x.data, start_inputs_, size_t(x.rows * x.cols) * sizeof(float));
+    start_.clear();
+  }
+  if (skips()) return;
   if (watches(w)) {
     observe({.weight = w, .x = to_host(x, seen_rows_), .rows = x.rows, .cols = x.cols});
     mark_seen(w);
-    if (stopped_) return;
+    if (stop_) return;
   }
   inner_.linear(x, w, out, accumulate);
 }
 
 void CalibratingBackend::silu_mul(Tensor gate_up, Tensor out) {
-  if (!stopped_) inner_.silu_mul(gate_up, out);
+  if (!skips()) inner_.silu_mul(gate_up, out);
 }
 
 void CalibratingBackend::mla_store(Tensor kv, const Weight& gain, const MlaShape& shape,
                                    const Batch& batch, const KvLayer& cache) {
-  if (stopped_) return;
+  if (skips()) return;
   inner_.mla_store(kv, gain, shape, batch, cache);
   Tensor latent = buffer(latent_, kv.rows, shape.latent_dim);
   inner_.add_rms_norm(kv.columns(0, shape.latent_dim), {}, gain, shape.norm_eps, latent);
@@ -139,19 +149,19 @@ void CalibratingBackend::mla_store(Tensor kv, const Weight& gain, const MlaShape
 
 void CalibratingBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
                                        const Batch& batch, const KvLayer& cache, Tensor out) {
-  if (stopped_) return;
+  if (skips()) return;
   if (watches(kv_b)) {
     const float* latents = to_host(buffer(latent_, q.rows, shape.latent_dim), seen_rows_);
     observe({.weight = kv_b, .x = latents, .rows = q.rows, .cols = shape.latent_dim});
     mark_seen(kv_b);
-    if (stopped_) return;
+    if (stop_) return;
   }
   inner_.mla_attention(q, kv_b, shape, batch, cache, out);
 }
 
 void CalibratingBackend::route(Tensor x, const Weight& router, const Weight& bias,
                                const RouterShape& shape, Routing out) {
-  if (!stopped_) inner_.route(x, router, bias, shape, out);
+  if (!skips()) inner_.route(x, router, bias, shape, out);
 }
 
 std::vector<CalibratingBackend::ExpertRows> CalibratingBackend::rows_of_experts(
@@ -215,7 +225,7 @@ void CalibratingBackend::run_expert(int expert, const ExpertRows& chosen, const 
 
 void CalibratingBackend::experts(Tensor x, const Routing& routing, const Weight& gate_up,
                                  const Weight& down, Tensor out) {
-  if (stopped_) return;
+  if (skips()) return;
   const std::vector<ExpertRows> experts = rows_of_experts(routing, gate_up.count);
   const float* host = to_host(x, all_rows_);
   // Nothing that can be watched after this depends on the sum.

@@ -34,9 +34,12 @@ class CalibratingBackend : public Backend {
   explicit CalibratingBackend(Backend& inner);
 
   // From now on the observer is shown the inputs of the weights with these names; of kv_b these are
-  // the latents after their norm. With `stop`, whatever a step does after all of them were seen is
-  // left out: its results are undefined.
+  // the latents after their norm. With `stop`, products with these weights are left out, and so is
+  // whatever a step does after all of them were seen: its results are undefined.
   void watch(std::set<std::string> names, bool stop, Observer observer);
+  // The next step begins with the linear of this name, whose inputs are `x` [rows, cols]; what
+  // comes before is left out.
+  void start_at(const std::string& name, const float* x);
 
   std::string description() const override { return inner_.description(); }
   MachineLimits measure_limits() override { return inner_.measure_limits(); }
@@ -89,6 +92,7 @@ class CalibratingBackend : public Backend {
   };
 
   bool watches(const Weight& weight) const { return names_.contains(weight.name); }
+  bool skips() const { return stopped_ || !start_.empty(); }
   void observe(const ObservedInputs& inputs);
   void mark_seen(const Weight& weight);
   Tensor buffer(Buffer& buffer, int64_t rows, int64_t cols);
@@ -103,6 +107,8 @@ class CalibratingBackend : public Backend {
   Observer observer_{};
   bool stop_ = false;
   bool stopped_ = false;  // for the rest of this step
+  std::string start_{};   // the linear that this step waits for
+  const float* start_inputs_ = nullptr;
   std::vector<std::shared_ptr<void>> memory_{};
   Buffer latent_{}, x_{}, gate_up_{}, inner_rows_{}, out_{};
   KeptArray<float> seen_rows_{}, expert_rows_{}, all_rows_{}, sums_{}, routing_{};  // on the host

@@ -115,8 +115,7 @@ void LayerRunner::replace(Site site, const Weight& weight) {
 
 void LayerRunner::run(Version version, Block block, const Slab& slab, const std::set<Site>& sites,
                       bool advance, const Observer& observer) {
-  const int64_t count = slab.batch.rows(), hidden = config_.hidden;
-  GlmLayer& layer = weights_.layers[size_t(layer_)] = layers_[size_t(version)];
+  const GlmLayer& layer = use(version);
   std::set<std::string> names;
   for (const Site site : sites) names.insert(weight_at(layer, site).name);
   backend_.watch(std::move(names), /*stop=*/!advance, [&](const ObservedInputs& inputs) {
@@ -126,8 +125,24 @@ void LayerRunner::run(Version version, Block block, const Slab& slab, const std:
       }
     }
   });
-  const Tensor x(x_, DType::kF32, count, hidden);
-  const size_t bytes = size_t(count * hidden) * sizeof(float);
+  run_block(version, block, slab, advance);
+}
+
+void LayerRunner::finish(Version version, Block block, const Slab& slab, Site site,
+                         const float* x) {
+  backend_.watch({}, /*stop=*/false, {});
+  backend_.start_at(weight_at(use(version), site).name, x);
+  run_block(version, block, slab, /*advance=*/true);
+}
+
+GlmLayer& LayerRunner::use(Version version) {
+  return weights_.layers[size_t(layer_)] = layers_[size_t(version)];
+}
+
+void LayerRunner::run_block(Version version, Block block, const Slab& slab, bool advance) {
+  const int64_t count = slab.batch.rows();
+  const Tensor x(x_, DType::kF32, count, config_.hidden);
+  const size_t bytes = size_t(count * config_.hidden) * sizeof(float);
   backend_.write(x_, stream(version).rows(slab.first_row, count, rows_), bytes);
   if (block == Block::kAttention) {
     KvLayer cache = cache_shape(config_);

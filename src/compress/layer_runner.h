@@ -47,6 +47,10 @@ class LayerRunner {
   void run(Version version, Block block, const Slab& slab, const std::set<Site>& sites,
            bool advance, const Observer& observer);
 
+  // The same to the end of the block, but from the linear of `site` on, whose inputs an earlier run
+  // has shown: x [rows, cols].
+  void finish(Version version, Block block, const Slab& slab, Site site, const float* x);
+
   // Shows the logits [count, vocab] that the original version has for some rows of a slab, from
   // rows[first] on, kHeadRows at a time; valid during the call.
   using LogitsObserver =
@@ -66,6 +70,8 @@ class LayerRunner {
 
  private:
   ResidualStream& stream(Version version) const;
+  GlmLayer& use(Version version);
+  void run_block(Version version, Block block, const Slab& slab, bool advance);
   void free_layer();
 
   const GlmConfig& config_;

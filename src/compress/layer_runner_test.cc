@@ -117,6 +117,31 @@ TEST(LayerRunner, NamesTheTokensOfExperts) {
   for (const int count : reads) EXPECT_EQ(count, 2 * config.top_k);
 }
 
+TEST(LayerRunner, FinishesABlockFromWhatWasSeen) {
+  const GlmConfig config = GlmConfig::load(kPocket);
+  const Checkpoint checkpoint = Checkpoint::open(kPocket);
+  const GlmWeights weights = GlmWeights::load(checkpoint, config);
+  const auto backend = create_backend({.device = "cpu", .threads = 2});
+  const CalibrationTokens tokens({{.tokens = {5, 17, 900, 4000, 12, 77}}, {.tokens = {3, 2, 1}}});
+  const Slab& slab = tokens.slabs()[0];
+  LayerRunner runner(config, weights, *backend, tokens, "");
+  runner.embed(nullptr);
+  runner.begin_layer(0);
+  std::vector<float> want(size_t(tokens.num_tokens() * config.hidden)), got(want);
+  for (const auto& [block, site] :
+       {std::pair{Block::kAttention, Site::kO}, {Block::kFeedForward, Site::kDown}}) {
+    std::vector<float> inputs;
+    runner.run(
+        Version::kQuantized, block, slab, {site}, /*advance=*/false,
+        [&](Site, const ObservedInputs& in) { inputs.assign(in.x, in.x + in.rows * in.cols); });
+    runner.run(Version::kOriginal, block, slab, {}, /*advance=*/true, {});
+    runner.finish(Version::kQuantized, block, slab, site, inputs.data());
+    runner.read_stream(Version::kOriginal, slab, want.data());
+    runner.read_stream(Version::kQuantized, slab, got.data());
+    EXPECT_EQ(got, want);
+  }
+}
+
 TEST(ResidualStream, IsTheSameInAFile) {
   ResidualStream memory(5, 3, ""), file(5, 3, std::filesystem::temp_directory_path());
   const float rows[] = {1, 2, 3, 4, 5, 6};

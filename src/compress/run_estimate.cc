@@ -88,7 +88,9 @@ class Estimator {
         result += packed_bytes(c_, planned->group, planned->precision) + encoded_bytes(*planned);
       }
       keep(groups);
-      reach(hardest->group.name(), held + moments + std::max(work, original_inputs_bytes(groups)));
+      const bool keeps = stage.sites.contains(Site::kO);
+      reach(hardest->group.name(), held + moments + (keeps ? kept_inputs_bytes() : 0) +
+                                       std::max(work, original_inputs_bytes(groups)));
       held += result;
       reach(hardest->group.name(), held);
     }
@@ -188,6 +190,16 @@ class Estimator {
     int64_t bytes = 0;
     for (const PlannedGroup* planned : groups) {
       if (planned->group.expert < 0) bytes += rows_ * planned->group.cols * kFloat;
+    }
+    return bytes;
+  }
+
+  int64_t kept_inputs_bytes() const {
+    int64_t bytes = 0;
+    for (const Slab& slab : tokens_.slabs()) {
+      const int64_t more = slab.batch.rows() * c_.mla().heads * c_.mla().value_dim * kFloat;
+      if (bytes + more > kMostKeptBytes) break;
+      bytes += more;
     }
     return bytes;
   }
