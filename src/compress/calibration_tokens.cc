@@ -7,14 +7,14 @@
 
 namespace nibble {
 
-CalibrationTokens::CalibrationTokens(const std::vector<CalibrationSample>& samples) {
+CalibrationTokens::CalibrationTokens(const std::vector<CalibrationSample>& samples, int slab_rows) {
   uint64_t hash = 0xcbf29ce484222325;  // FNV-1a over lengths and tokens
   const auto mix = [&](uint64_t value) { hash = (hash ^ value) * 0x100000001b3; };
   for (const CalibrationSample& sample : samples) {
     const int rows = int(sample.tokens.size());
     CHECK(rows > 0, "an empty sample");
     CHECK(sample.before_reply.empty() || int(sample.before_reply.size()) == rows);
-    if (slabs_.empty() || slabs_.back().batch.rows() + rows > kSlabRows) {
+    if (slabs_.empty() || slabs_.back().batch.rows() + rows > slab_rows) {
       slabs_.push_back({.first_row = num_tokens_});
     }
     Slab& slab = slabs_.back();

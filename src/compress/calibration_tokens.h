@@ -27,8 +27,9 @@ class CalibrationTokens {
   static constexpr int kPageSize = 16;
   static constexpr int kSlabRows = 4096;  // a longer sample is a slab by itself
 
-  // No sample may be empty.
-  explicit CalibrationTokens(const std::vector<CalibrationSample>& samples);
+  // No sample may be empty. `slab_rows`: smaller ones are for tests.
+  explicit CalibrationTokens(const std::vector<CalibrationSample>& samples,
+                             int slab_rows = kSlabRows);
 
   const std::vector<Slab>& slabs() const { return slabs_; }
   int64_t num_tokens() const { return num_tokens_; }

@@ -41,15 +41,16 @@ TEST(TokenWeights, AreMeasuredBeforeReplies) {
   ThreadPool pool(2);
   const auto backend = create_backend({.device = "cpu", .threads = 2});
   // More rows than the head takes at once, in two slabs.
-  std::vector<CalibrationSample> samples(CalibrationTokens::kSlabRows / 33 + 1);
+  std::vector<CalibrationSample> samples(7);
   for (size_t s = 0; s < samples.size(); ++s) {
     for (size_t i = 0; i < 33; ++i) {
       samples[s].tokens.push_back(int32_t((s * 211 + i * 37) % 6000));
       samples[s].before_reply.push_back(i % 3 == 1);
     }
   }
-  const CalibrationTokens tokens(samples);
+  const CalibrationTokens tokens(samples, /*slab_rows=*/6 * 33);
   ASSERT_EQ(tokens.slabs().size(), 2u);
+  ASSERT_GT(tokens.slabs()[0].before_reply.size(), size_t(LayerRunner::kHeadRows));
   LayerRunner runner(config, weights, *backend, tokens, "");
   std::vector<int> layers;
   const std::vector<float> w =
