@@ -50,9 +50,19 @@ CalibrationSample sample_of(const std::string& line, const ChatTemplate& chat_te
   return sample;
 }
 
+fs::path folder_of_default() {
+  try {
+    return find_model("");
+  } catch (const Error&) {
+    throw Error(
+        "--calibration: name a file; the default is the pocket model's, which is not "
+        "installed beside this program");
+  }
+}
+
 std::string file_path(const fs::path& folder, const std::string& named) {
   if (!named.empty()) return named;
-  const fs::path pocket = find_model("");
+  const fs::path pocket = folder_of_default();
   std::error_code ignored;
   if (!fs::equivalent(pocket, folder, ignored)) {
     log_warning("without --calibration the pocket model's text is used, which is poor for others");

@@ -21,17 +21,22 @@ constexpr int kTileRows = 6;
 constexpr int kRowsAtOnce = 24 * kTileRows;  // of x, which stay in the L2 cache for all columns
 constexpr int kTileVectors = kVectorRegisters == 32 ? 4 : 2;
 
-// The columns [first, first + width) of the operand, [depth][width], zeros beyond `count`; times
+// The columns [first, first + kWidth) of the operand, [depth][kWidth], zeros beyond `count`; times
 // sign, and row t times weights[t] where there are any.
-template <typename T>
+template <int64_t kWidth, typename T>
 void pack_panel(const Operand<T>& from, int64_t t0, int64_t depth, int64_t first, int64_t count,
-                int64_t width, T sign, const T* weights, T* to) {
-  const int64_t used = std::min(width, count - first);
-  for (int64_t t = 0; t < depth; ++t, to += width) {
+                T sign, const T* weights, T* to) {
+  const int64_t used = std::min(kWidth, count - first);
+  const bool whole = used == kWidth && from.stride == 1;
+  for (int64_t t = 0; t < depth; ++t, to += kWidth) {
     const T* row = from.data + (t0 + t) * from.depth_stride + first * from.stride;
     const T factor = weights == nullptr ? sign : sign * weights[t0 + t];
+    if (whole) {
+      for (int64_t i = 0; i < kWidth; ++i) to[i] = factor * row[i];
+      continue;
+    }
     for (int64_t i = 0; i < used; ++i) to[i] = factor * row[i * from.stride];
-    for (int64_t i = used; i < width; ++i) to[i] = 0;
+    for (int64_t i = used; i < kWidth; ++i) to[i] = 0;
   }
 }
 
@@ -93,12 +98,12 @@ void add_product_of(const MatrixProduct<T>& p, ThreadPool& pool) {
     const int64_t depth = std::min(kProductDepth, p.depth - t0);
     pool.parallel_for(row_tiles + col_tiles, [&](int64_t i) {
       if (i < row_tiles) {
-        pack_panel(p.x, t0, depth, i * kTileRows, p.rows, kTileRows, T(p.subtract ? -1 : 1),
-                   p.weights, x + i * kTileRows * depth);
+        pack_panel<kTileRows, T>(p.x, t0, depth, i * kTileRows, p.rows, T(p.subtract ? -1 : 1),
+                                 p.weights, x + i * kTileRows * depth);
       } else {
         const int64_t j = i - row_tiles;
-        pack_panel<T>(p.y, t0, depth, j * kWidth, p.cols, kWidth, 1, nullptr,
-                      y + j * kWidth * depth);
+        pack_panel<kWidth, T>(p.y, t0, depth, j * kWidth, p.cols, 1, nullptr,
+                              y + j * kWidth * depth);
       }
     });
     // Column tiles are dealt in turn: with `upper` their work grows from left to right.
