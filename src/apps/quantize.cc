@@ -162,7 +162,7 @@ int quantize(const QuantizeFlags& flags) {
     job.options.calibration_key = tokens->key();
   }
   if (flags.dry_run) {
-    const RunEstimate estimate = job.estimate(tokens ? &*tokens : nullptr, *backend);
+    const RunEstimate estimate = job.estimate(tokens ? &*tokens : nullptr, *backend, threads);
     print_estimate(estimate, job.options.target, job.options.spill);
     return 0;
   }

@@ -86,15 +86,21 @@ TEST(LayerRunner, LayerByLayerIsTheForwardPass) {
   for (void* m : memory) backend->free(m);
 }
 
-TEST(LayerRunner, NamesTheTokensOfExperts) {
+// Two samples in front of the first layer.
+class PocketRunner : public testing::Test {
+ protected:
+  PocketRunner() { runner.embed(nullptr); }
+
   const GlmConfig config = GlmConfig::load(kPocket);
   const Checkpoint checkpoint = Checkpoint::open(kPocket);
   const GlmWeights weights = GlmWeights::load(checkpoint, config);
-  const auto backend = create_backend({.device = "cpu", .threads = 2});
-  const CalibrationTokens tokens({{.tokens = {5, 17, 900, 4000, 12, 77}}, {.tokens = {3, 2, 1}}});
+  const std::unique_ptr<Backend> backend = create_backend({.device = "cpu", .threads = 2});
+  const CalibrationTokens tokens{{{.tokens = {5, 17, 900, 4000, 12, 77}}, {.tokens = {3, 2, 1}}}};
   const Slab& slab = tokens.slabs()[0];
-  LayerRunner runner(config, weights, *backend, tokens, "");
-  runner.embed(nullptr);
+  LayerRunner runner{config, weights, *backend, tokens, ""};
+};
+
+TEST_F(PocketRunner, NamesTheTokensOfExperts) {
   runner.begin_layer(1);
   std::vector<float> all;  // what the shared expert reads, each expert reads of its tokens
   std::vector<int> reads(size_t(tokens.num_tokens()));
@@ -117,15 +123,7 @@ TEST(LayerRunner, NamesTheTokensOfExperts) {
   for (const int count : reads) EXPECT_EQ(count, 2 * config.top_k);
 }
 
-TEST(LayerRunner, FinishesABlockFromWhatWasSeen) {
-  const GlmConfig config = GlmConfig::load(kPocket);
-  const Checkpoint checkpoint = Checkpoint::open(kPocket);
-  const GlmWeights weights = GlmWeights::load(checkpoint, config);
-  const auto backend = create_backend({.device = "cpu", .threads = 2});
-  const CalibrationTokens tokens({{.tokens = {5, 17, 900, 4000, 12, 77}}, {.tokens = {3, 2, 1}}});
-  const Slab& slab = tokens.slabs()[0];
-  LayerRunner runner(config, weights, *backend, tokens, "");
-  runner.embed(nullptr);
+TEST_F(PocketRunner, FinishesABlockFromWhatWasSeen) {
   runner.begin_layer(0);
   std::vector<float> want(size_t(tokens.num_tokens() * config.hidden)), got(want);
   for (const auto& [block, site] :

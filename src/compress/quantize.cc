@@ -55,9 +55,9 @@ class QuantizeRun {
     plan();
   }
 
-  RunEstimate estimate(const CalibrationTokens* tokens, const Backend& backend) const {
-    RunEstimate estimate =
-        estimate_quantization(recipe_, config_, tokens, backend, !options_.spill.empty(), tensors_);
+  RunEstimate estimate(const CalibrationTokens* tokens, const Backend& backend, int threads) const {
+    RunEstimate estimate = estimate_quantization(recipe_, config_, tokens, backend, threads,
+                                                 !options_.spill.empty(), tensors_);
     const auto extra = int64_t(options_.budget * double(estimate.target_bytes));
     estimate.target_bytes += extra;
     estimate.written_bytes += extra;
@@ -304,9 +304,10 @@ QuantizeReport QuantizeJob::run(ThreadPool& pool) {
   return QuantizeRun(*this).run(pool);
 }
 
-RunEstimate QuantizeJob::estimate(const CalibrationTokens* tokens, const Backend& backend) {
+RunEstimate QuantizeJob::estimate(const CalibrationTokens* tokens, const Backend& backend,
+                                  int threads) {
   check_is_new(options.target);
-  return QuantizeRun(*this).estimate(tokens, backend);
+  return QuantizeRun(*this).estimate(tokens, backend, threads);
 }
 
 std::unique_ptr<LayerEncoder> make_nearest_encoder(ThreadPool& pool) {

@@ -64,7 +64,7 @@ struct QuantizeJob {
   QuantizeReport run(ThreadPool& pool);
   // What run() would take, with all of the budget spent; writes nothing. `tokens` calibrate; null
   // where the recipe does not. Throws the Errors that run() throws before it encodes.
-  RunEstimate estimate(const CalibrationTokens* tokens, const Backend& backend);
+  RunEstimate estimate(const CalibrationTokens* tokens, const Backend& backend, int threads);
 };
 
 // The encoder of recipe rtn.

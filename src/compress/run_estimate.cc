@@ -257,16 +257,17 @@ class Estimator {
 
 RunEstimate estimate_quantization(const Recipe& recipe, const GlmConfig& config,
                                   const CalibrationTokens* tokens, const Backend& backend,
-                                  bool spills, const std::vector<TensorPlan>& target) {
+                                  int threads, bool spills, const std::vector<TensorPlan>& target) {
   if (tokens == nullptr) {
     RunEstimate estimate = estimate_writer(target);
-    int64_t most = 0;
+    int64_t most = 0, widest = 0;
     recipe.for_each([&](const PlannedGroup& planned) {
+      widest = std::max(widest, planned.group.cols);
       if (encoded_bytes(planned) <= most) return;
       most = encoded_bytes(planned);
       estimate.peak = planned.group.name();
     });
-    estimate.memory_bytes += most;
+    estimate.memory_bytes += most + threads * widest * kFloat;  // a row each
     return estimate;
   }
   Estimator estimator(config, *tokens, backend, spills);

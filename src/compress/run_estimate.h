@@ -20,11 +20,11 @@ struct RunEstimate {
   int64_t written_bytes = 0;  // to both, in all
 };
 
-// `tokens`: null for a recipe that does not calibrate. `backend`: will run the layers. `target`:
-// the tensors that will be written.
+// `tokens`: null for a recipe that does not calibrate. `backend`: will run the layers. `threads`:
+// will encode. `target`: the tensors that will be written.
 RunEstimate estimate_quantization(const Recipe& recipe, const GlmConfig& config,
                                   const CalibrationTokens* tokens, const Backend& backend,
-                                  bool spills, const std::vector<TensorPlan>& target);
+                                  int threads, bool spills, const std::vector<TensorPlan>& target);
 
 RunEstimate estimate_pruning(const GlmConfig& config, const CalibrationTokens& tokens,
                              const Backend& backend, bool spills,
