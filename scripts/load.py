@@ -55,6 +55,8 @@ class Stream:
             event = line.strip().removeprefix(b"data: ")
             if event == b"[DONE]":
                 self.done = True
+            elif event.startswith(b'{"error"'):
+                sys.exit("the server answers: " + event.decode(errors="replace"))
             elif event.startswith(b"{"):
                 self.times += [now] * sum(len(choice["token_ids"]) for choice in json.loads(event)["choices"])
         if not data and not self.done:

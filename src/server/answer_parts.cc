@@ -79,11 +79,11 @@ void write_ids(std::string_view key, const std::vector<int32_t>& ids, JsonWriter
 }
 
 HttpResponse failed_response(const ChoiceOutput& output) {
-  return error_response(500, "The engine failed: " + output.error());
+  return error_response(503, "The engine failed: " + output.error());
 }
 
 std::string failed_event(const ChoiceOutput& output) {
-  return error_body(500, "The engine failed: " + output.error());
+  return error_body(503, "The engine failed: " + output.error());
 }
 
 }  // namespace nibble

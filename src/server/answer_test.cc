@@ -257,15 +257,15 @@ TEST(Chat, ReturnsIdsAndPromptLogprobs) {
   EXPECT_TRUE(answer["prompt_logprobs"][0].is_null());
 }
 
-TEST(Chat, EngineFailuresAreServerErrors) {
+TEST(Chat, EngineFailuresMakeTheServiceUnavailable) {
   TestService service;
   service.say("</think>Hi", FinishReason::kError);
   service.finish.error = "out of luck";
   const HttpResponse response = service.post(kChat, chat());
-  EXPECT_EQ(response.status, 500);
+  EXPECT_EQ(response.status, 503);
   EXPECT_NE(response.body.find("out of luck"), std::string::npos);
   const std::vector<Json> events = service.post_stream(kChat, chat(R"(, "stream": true)"));
-  EXPECT_EQ(events.back()["error"]["code"], 500);
+  EXPECT_EQ(events.back()["error"]["code"], 503);
   service.healthy = false;
   EXPECT_EQ(service.post(kChat, chat()).status, 503);
 }
