@@ -349,6 +349,20 @@ TEST(Multiply, AmxTilesAreTheSameForAnyRowsAndPanels) {
   }
 }
 
+TEST(Multiply, AmxTilesOfBf16AreTheSameForAnyRowsAndPanels) {
+  if (!instruction_sets().amx_bf16) GTEST_SKIP() << "no AMX here";
+  Workers workers(1);
+  Arena arena;
+  std::mt19937 random(9);
+  for (const int64_t inputs : {5, 32, 64, 81, 336}) {
+    const Matrices m = matrices_of(Format::kBF16, 150, inputs, random);
+    const auto packed_weight = pack(m.weight, arena, workers.pool());
+    const auto weights = decoded(m.weight, 150, 150);
+    check_products(packed_weight->panels.matrix(1), weights.data(),
+                   workers.kernel(PanelFormat::kBF16, kWideRows), 0.2);
+  }
+}
+
 TEST(Multiply, Int8IsTheSameForAnyRowsAndPanels) {
   Workers workers(1);
   Arena arena;

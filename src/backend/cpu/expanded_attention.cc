@@ -30,17 +30,17 @@ KvLayer ExpandedAttention::layer_of_head(int64_t head) const {
 void ExpandedAttention::run(const Call& call) {
   const MlaShape& s = call.shape;
   const int64_t rows = call.segment.num_rows, length = call.segment.context + rows;
-  const bool rounds = workers_.rounds_attention();
+  const AttentionProducts products = workers_.expanded_attention_products();
   attention_ = {.key_first = s.value_dim,
                 .key_dim = s.query_dim(),
                 .latent_dim = s.value_dim,
                 .scale = float(1 / std::sqrt(double(s.query_dim())))};
-  layer_ = {.format = rounds ? KvFormat::kBF16 : KvFormat::kF32,
+  layer_ = {.format = products == AttentionProducts::kF32 ? KvFormat::kF32 : KvFormat::kBF16,
             .page_size = int(std::min(length, kSlab)),
             .width = attention_.record_dim(),
             .latent = attention_.record_dim()};
   layer_.data = records_.fit(size_t(s.heads * kv_page_bytes(layer_)));
-  attend_span_ = span_function(rounds, layer_.format, attention_);
+  attend_span_ = span_function(products, layer_.format, attention_);
   pages_.assign(size_t((length + kSlab - 1) / kSlab), 0);
   tops_.fit(size_t(s.heads * rows));
   sums_.fit(size_t(s.heads * rows));
@@ -72,6 +72,11 @@ void ExpandedAttention::expand(const Call& call, const Slab& slab, int thread) {
   const int64_t blocks = (size + kPositionsAtOnce - 1) / kPositionsAtOnce;
   const Share share = workers_.share(thread, blocks * s.heads);
   float* latents = threads_[size_t(thread)].latents.fit(size_t(kPositionsAtOnce * stride));
+  const PackedWeight& w = packed(call.kv_b);
+  const Kernel& kernel = workers_.kernel(w.panels.first.format, kWideRows);
+  const bool shares_inputs = w.panels.factor_sets.empty() && w.key_rows.factor_sets.empty() &&
+                             w.panels.first.format == w.key_rows.first.format;
+  InputRows inputs;  // of all heads' products, where they share them
   int64_t decoded = -1;
   for (int64_t unit = share.first; unit < share.last; ++unit) {
     const int64_t first = slab.first + unit / s.heads * kPositionsAtOnce;
@@ -80,14 +85,19 @@ void ExpandedAttention::expand(const Call& call, const Slab& slab, int thread) {
         decode_record_fast(call.pages.cache, call.pages.at(p), latents + (p - first) * stride);
       }
       decoded = first;
+      if (shares_inputs) {
+        const Tensor c(latents, DType::kF32, std::min(slab.last - first, kPositionsAtOnce),
+                       s.latent_dim, stride);
+        inputs = workers_.make_inputs(thread, kernel, c);
+      }
     }
-    expand_block(call, slab, first, unit % s.heads, thread);
+    expand_block(call, slab, first, unit % s.heads, thread, inputs);
   }
 }
 
 // The records of one head of the positions from `first` on.
 void ExpandedAttention::expand_block(const Call& call, const Slab& slab, int64_t first,
-                                     int64_t head, int thread) {
+                                     int64_t head, int thread, const InputRows& inputs) {
   const MlaShape& s = call.shape;
   const int64_t count = std::min(slab.last - first, kPositionsAtOnce), width = layer_.width;
   const int64_t stride = padded(s.record_dim());
@@ -99,14 +109,16 @@ void ExpandedAttention::expand_block(const Call& call, const Slab& slab, int64_t
     const Kernel& kernel = workers_.kernel(stack.first.format, kWideRows);
     for (int64_t panel = 0; panel < stack.first.count();) {
       const PanelRun run = panel_run(w, stack, head, panel, stack.first.count());
-      workers_.multiply(thread, kernel,
-                        {.w = stack.matrix(head),
-                         .first_panel = panel,
-                         .last_panel = run.last,
-                         .x = workers_.make_inputs(thread, kernel, c, run.factors),
-                         .rows = count,
-                         .out = out,
-                         .out_stride = width});
+      workers_.multiply(
+          thread, kernel,
+          {.w = stack.matrix(head),
+           .first_panel = panel,
+           .last_panel = run.last,
+           .x = inputs.data != nullptr ? inputs
+                                       : workers_.make_inputs(thread, kernel, c, run.factors),
+           .rows = count,
+           .out = out,
+           .out_stride = width});
       panel = run.last;
     }
   };

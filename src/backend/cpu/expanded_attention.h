@@ -52,7 +52,8 @@ class ExpandedAttention {
 
   KvLayer layer_of_head(int64_t head) const;
   void expand(const Call& call, const Slab& slab, int thread);
-  void expand_block(const Call& call, const Slab& slab, int64_t first, int64_t head, int thread);
+  void expand_block(const Call& call, const Slab& slab, int64_t first, int64_t head, int thread,
+                    const InputRows& inputs);
   void attend(const Call& call, const Slab& slab, const Task& task, Thread& memory);
 
   Workers& workers_;

@@ -141,8 +141,9 @@ int64_t input_row_bytes(InputFormat format, int64_t cols) {
   switch (format) {
     case InputFormat::kF32:
       return cols * 4;
-    case InputFormat::kBF16:
-      return (cols + 31) / 32 * 64;
+    case InputFormat::kBF16:  // an odd number of lines, or the rows of a tile would share their
+                              // place in the L1 cache
+      return ((cols + 31) / 32 | 1) * 64;
     case InputFormat::kInt16:
       return kInt16Header + (cols + 63) / 64 * 128;
     case InputFormat::kSplit16:

@@ -43,7 +43,7 @@ void MlaAttention::run(Tensor q, const Weight& kv_b, const MlaShape& shape, cons
             .attend_span = nullptr,
             .first_row = 0,
             .num_rows = 0};
-  call.attend_span = span_function(workers_.rounds_attention(), cache.format, call.attention);
+  call.attend_span = span_function(workers_.attention_products(), cache.format, call.attention);
   const bool can_expand = ExpandedAttention::takes(shape);
   const int64_t most = std::max<int64_t>(1, kQueriesPerPass / shape.heads);
   for (size_t i = 0; i < batch.segments.size();) {

@@ -484,11 +484,16 @@ void attend_span(const AttentionQueries& queries, const RecordPages& pages, int6
   HWY_DYNAMIC_DISPATCH(attend)(queries, pages, first, last, shape, scratch, out);
 }
 
-SpanFunction* span_function([[maybe_unused]] bool rounds, [[maybe_unused]] KvFormat format,
+SpanFunction* span_function([[maybe_unused]] AttentionProducts products,
+                            [[maybe_unused]] KvFormat format,
                             [[maybe_unused]] const AttentionShape& shape) {
 #if defined(__x86_64__)
-  if (rounds && format != KvFormat::kF32 && shape.key_dim % 32 == 0 &&
-      shape.latent_dim % kAttentionValueColumns == 0) {
+  if (products == AttentionProducts::kBF16Tiles && format == KvFormat::kBF16 &&
+      shape.key_dim % 32 == 0 && shape.latent_dim % 32 == 0) {
+    return attend_span_amx;
+  }
+  if (products == AttentionProducts::kBF16Dots && format != KvFormat::kF32 &&
+      shape.key_dim % 32 == 0 && shape.latent_dim % kAttentionValueColumns == 0) {
     return attend_span_avx512bf16;
   }
 #endif

@@ -46,7 +46,8 @@ struct AttentionScratch {
   float* records = nullptr;  // [kAttentionBlock, padded(record_dim())], or so many halves
   float* scores = nullptr;   // [n, kAttentionBlock]
   float* factors = nullptr;  // [n]
-  // With BF16 products: [n, key_dim + kAttentionBlock], and kAttentionBlock records' columns.
+  // With BF16 products: [n, key_dim + kAttentionBlock], and with dots kAttentionBlock records'
+  // kAttentionValueColumns columns.
   uint16_t* halves = nullptr;
 };
 
@@ -66,13 +67,23 @@ void attend_span_avx512bf16(const AttentionQueries& queries, const RecordPages& 
                             int64_t first, int64_t last, const AttentionShape& shape,
                             const AttentionScratch& scratch, const AttentionSums& out);
 
+// The same by BF16 tiles, of BF16 records: key_dim and latent_dim multiples of 32.
+void attend_span_amx(const AttentionQueries& queries, const RecordPages& pages, int64_t first,
+                     int64_t last, const AttentionShape& shape, const AttentionScratch& scratch,
+                     const AttentionSums& out);
+
 // A record (neither BF16 nor FP32) as BF16 values, which times the scales of the latent and of the
 // rope part are what it stores, exactly.
 void convert_record_avx512bf16(const KvLayer& layer, KvRecord record, uint16_t* out,
                                float* latent_scale, float* rope_scale);
 
-// The one of them for these records. `rounds`: BF16 products are fast here, and allowed.
-SpanFunction* span_function(bool rounds, KvFormat format, const AttentionShape& shape);
+// The products that a machine is fast with and attention may use: all but kF32 round queries and
+// probabilities to BF16.
+enum class AttentionProducts : uint8_t { kF32, kBF16Dots, kBF16Tiles };
+
+// The one of them for these records.
+SpanFunction* span_function(AttentionProducts products, KvFormat format,
+                            const AttentionShape& shape);
 
 // The addresses of the records [start, start + size), the last one repeated up to a whole block.
 void find_records(const RecordPages& pages, int64_t start, int64_t size, KvRecord* records);

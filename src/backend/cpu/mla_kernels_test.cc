@@ -7,8 +7,11 @@
 #include <random>
 #include <vector>
 
+#include "backend/cpu/instruction_sets.h"
+#include "backend/cpu/memory.h"
 #include "backend/cpu/records.h"
 #include "backend/cpu/test_targets.h"
+#include "base/numbers.h"
 
 namespace nibble {
 namespace {
@@ -78,6 +81,74 @@ TEST(Attention, SumsAreRightForAnyNumberOfQueries) {
     }
   }
 }
+
+#if defined(__x86_64__)
+
+// Sums of some queries, each of which sees one record more than the one before.
+struct Sums {
+  std::vector<float> top, sum, values;
+};
+Sums sums_of(SpanFunction* attend, const RecordPages& pages, const AttentionShape& shape,
+             const std::vector<const float*>& rows, int64_t first_position) {
+  const size_t count = rows.size();
+  std::vector<int64_t> positions;
+  for (size_t i = 0; i < count; ++i) positions.push_back(first_position + int64_t(i));
+  Scratch<float> records;
+  std::vector<float> scores(count * kAttentionBlock), factors(count);
+  std::vector<uint16_t> halves(count * size_t(shape.key_dim + kAttentionBlock));
+  Sums sums{std::vector<float>(count), std::vector<float>(count),
+            std::vector<float>(count * size_t(shape.latent_dim))};
+  attend({.rows = rows.data(), .positions = positions.data(), .count = int(count)}, pages, 0,
+         positions.back() + 1, shape,
+         {.records = records.fit(size_t(kAttentionBlock * shape.record_dim())),
+          .scores = scores.data(),
+          .factors = factors.data(),
+          .halves = halves.data()},
+         {.top = sums.top.data(), .sum = sums.sum.data(), .values = sums.values.data()});
+  return sums;
+}
+
+// Queries that are BF16: all that tiles round are the probabilities.
+TEST(Attention, TilesSumAsFloatsDoForAnyNumberOfQueries) {
+  if (!instruction_sets().amx_bf16) GTEST_SKIP() << "no AMX here";
+  const AttentionShape shape{.key_first = 32, .key_dim = 96, .latent_dim = 64, .scale = 0.1f};
+  constexpr int kRecords = 150;
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  KvLayer cache{.format = KvFormat::kBF16, .page_size = 7, .width = shape.record_dim()};
+  cache.latent = cache.width;
+  std::vector<int32_t> page_ids;
+  for (int p = 21; p >= 0; --p) page_ids.push_back(p);
+  std::vector<uint8_t> memory(size_t(kv_page_bytes(cache) * 22));
+  cache.data = memory.data();
+  const RecordPages pages{cache, page_ids.data()};
+  std::vector<float> record(size_t(cache.width)), q(size_t(64 * shape.key_dim));
+  for (int t = 0; t < kRecords; ++t) {
+    for (float& v : record) v = normal(random);
+    encode_record(cache, record.data(), pages.at(t));
+  }
+  for (float& v : q) v = bf16_to_float(float_to_bf16(normal(random)));
+  for (const int count : {1, 15, 16, 17, 32, 33, 64}) {
+    std::vector<const float*> rows;
+    for (int i = 0; i < count; ++i) rows.push_back(q.data() + i * shape.key_dim);
+    const Sums want = sums_of(attend_span, pages, shape, rows, kRecords - count);
+    const Sums got = sums_of(attend_span_amx, pages, shape, rows, kRecords - count);
+    for (size_t i = 0; i < size_t(count); ++i) {
+      ASSERT_NEAR(got.top[i], want.top[i], 1e-4);
+      ASSERT_NEAR(got.sum[i], want.sum[i], 1e-4f * want.sum[i]);
+      const Sums alone =
+          sums_of(attend_span_amx, pages, shape, {rows[i]}, kRecords - count + int64_t(i));
+      for (size_t d = 0; d < size_t(shape.latent_dim); ++d) {
+        const size_t at = i * size_t(shape.latent_dim) + d;
+        // Half a step of BF16 of each probability, by values of a few.
+        ASSERT_NEAR(got.values[at], want.values[at], 5 * 0x1p-9f * want.sum[i]);
+        ASSERT_EQ(got.values[at], alone.values[d]) << count << " queries, " << i;
+      }
+    }
+  }
+}
+
+#endif
 
 }  // namespace
 }  // namespace nibble

@@ -53,6 +53,7 @@ struct Kernel {
   int tile_rows = 12;               // a multiple of the rows of its tiles
   int64_t block_bytes = 384 << 10;  // of input rows that it should take at once, of the L2 cache
   int64_t least_rows = 24;          // of a wide one: a product of fewer is not worth unpacking for
+  bool multiplies_tiles = false;    // of AMX
 
   // Input rows that it should take at once.
   int64_t block_rows(int64_t cols) const {
@@ -60,6 +61,9 @@ struct Kernel {
     return std::max<int64_t>(rows / tile_rows, 1) * tile_rows;
   }
 };
+
+// kBF16 panels by BF16 tiles (AMX).                                       inputs kBF16
+void multiply_bf16_amx(const Product& product, Scratch<uint8_t>& scratch);
 
 // kF32 and kBF16 panels in FP32 arithmetic.                               inputs kF32
 void multiply_f32(const Product& product, Scratch<uint8_t>& scratch);

@@ -11,6 +11,13 @@ Kernel best_kernel(PanelFormat format, [[maybe_unused]] const InstructionSets& s
   switch (format) {
     case PanelFormat::kBF16:
 #if defined(__x86_64__)
+      if (sets.amx_bf16 && want == Want::kWide) {
+        return {.input = InputFormat::kBF16,
+                .multiply = multiply_bf16_amx,
+                .tile_rows = 32,
+                .block_bytes = 1 << 20,
+                .multiplies_tiles = true};
+      }
       if (sets.fast_avx512bf16 && want != Want::kExact) {
         return {.input = InputFormat::kBF16, .multiply = multiply_bf16_avx512bf16};
       }
@@ -24,7 +31,8 @@ Kernel best_kernel(PanelFormat format, [[maybe_unused]] const InstructionSets& s
         return {.input = InputFormat::kBF16,
                 .multiply = multiply_nvfp4_amx,
                 .tile_rows = 32,
-                .block_bytes = 1 << 20};
+                .block_bytes = 1 << 20,
+                .multiplies_tiles = true};
       }
       if (sets.avx512vbmi)
         return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vbmi};

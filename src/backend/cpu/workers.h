@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/cpu/instruction_sets.h"
+#include "backend/cpu/mla_kernels.h"
 #include "backend/cpu/multiply.h"
 #include "backend/cpu/pieces.h"
 #include "base/tensor.h"
@@ -37,10 +38,16 @@ class Workers {
   // The most exact one: never rounds to BF16.
   const Kernel& exact_kernel(PanelFormat format) const { return exact_kernels_[size_t(format)]; }
 
-  // Whether attention may round queries and probabilities to BF16: where products with BF16 weights
-  // round their inputs.
-  bool rounds_attention() const {
-    return kernels_[size_t(PanelFormat::kBF16)].input == InputFormat::kBF16;
+  // By what attention multiplies, absorbed and expanded: it rounds queries and probabilities to
+  // BF16 where products with BF16 weights round their inputs, few rows' or many's.
+  AttentionProducts attention_products() const {
+    return kernels_[size_t(PanelFormat::kBF16)].input == InputFormat::kBF16
+               ? AttentionProducts::kBF16Dots
+               : AttentionProducts::kF32;
+  }
+  AttentionProducts expanded_attention_products() const {
+    const Kernel& wide = wide_kernels_[size_t(PanelFormat::kBF16)];
+    return wide.multiplies_tiles ? AttentionProducts::kBF16Tiles : attention_products();
   }
 
   // Thread `thread`'s share of `count` items. Items of a group of `unit` stay together.
