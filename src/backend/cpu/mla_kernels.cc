@@ -388,10 +388,8 @@ void attend(const AttentionQueries& queries, const RecordPages& pages, int64_t f
   const bool few = format == KvFormat::kBF16 && queries.count <= kMaxQueries &&
                    padded(shape.key_dim) == shape.key_dim &&
                    padded(shape.latent_dim) == shape.latent_dim;
-  KvRecord rows[kAttentionBlock];
-  int q = 0;
-  for (int64_t start = first; start < last; start += kAttentionBlock) {
-    while (q < queries.count && queries.positions[q] < start) ++q;
+  for_each_block(queries, first, last, [&](int q, int64_t start) {
+    KvRecord rows[kAttentionBlock];
     const int64_t size = last - start < kAttentionBlock ? last - start : kAttentionBlock;
     find_records(pages, start, size, rows);
     if (few) {
@@ -399,7 +397,7 @@ void attend(const AttentionQueries& queries, const RecordPages& pages, int64_t f
     } else {
       attend_block(queries, q, pages.cache, rows, start, size, shape, scratch, out);
     }
-  }
+  });
 }
 
 void merge(const AttentionSums& sums, int64_t i, const AttentionSums& more, int64_t j,

@@ -88,6 +88,17 @@ SpanFunction* span_function(AttentionProducts products, KvFormat format,
 // The addresses of the records [start, start + size), the last one repeated up to a whole block.
 void find_records(const RecordPages& pages, int64_t start, int64_t size, KvRecord* records);
 
+// Calls body(first query, start) for the blocks from `first` on up to `last`, with the first of the
+// queries that may see any of the block's records.
+template <typename Body>
+void for_each_block(const AttentionQueries& queries, int64_t first, int64_t last, Body&& body) {
+  int q = 0;
+  for (int64_t start = first; start < last; start += kAttentionBlock) {
+    while (q < queries.count && queries.positions[q] < start) ++q;
+    body(q, start);
+  }
+}
+
 // A step of the softmax of the queries from `first` on over the scores of the block at `start`:
 // turns them into e^(score - top), and sets the factors of the earlier sums.
 void softmax_block(const AttentionQueries& queries, int first, int64_t start, float scale,

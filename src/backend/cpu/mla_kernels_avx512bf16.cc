@@ -311,11 +311,9 @@ void attend_span_avx512bf16(const AttentionQueries& queries, const RecordPages& 
     out.sum[q] = 0;
   }
   std::fill_n(out.values, queries.count * shape.latent_dim, 0.0f);
-  int q = 0;
-  for (int64_t start = first; start < last; start += kAttentionBlock) {
-    while (q < queries.count && queries.positions[q] < start) ++q;
+  for_each_block(queries, first, last, [&](int q, int64_t start) {
     attend_block(queries, q, pages, start, last, shape, scratch, halves, out);
-  }
+  });
 }
 
 }  // namespace nibble
