@@ -65,6 +65,7 @@ InstructionSets instruction_sets() {
   sets.avx512vbmi = sets.avx512vnni && __builtin_cpu_supports("avx512vbmi");
   sets.fast_avx512bf16 =
       sets.avx512 && __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16");
+  sets.looks_ahead = __builtin_cpu_is("amd");
   sets.amx_bf16 = sets.avx512 && has_amx_bf16();
 #endif
   return sets;

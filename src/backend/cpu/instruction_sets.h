@@ -19,6 +19,9 @@ struct InstructionSets {
   // AVX512-BF16 with dot products that are faster than FP32 multiply-adds: AMD's do twice as many
   // operations a cycle, Intel's fewer.
   bool fast_avx512bf16 = false;
+  // In a stream that few rows are multiplied by, the machine looks far enough ahead by itself, and
+  // prefetching hinders it. Of AVX-512 machines AMD's do; Intel's read half as fast so.
+  bool looks_ahead = false;
 };
 
 // Also asks the system to let this process use AMX's registers, once and for all its threads.
