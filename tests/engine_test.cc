@@ -144,6 +144,10 @@ TEST_P(EngineTest, SampledTokensDependOnTheSeedAlone) {
     distinct.insert(ids);
   }
   EXPECT_GT(distinct.size(), 5u);
+  // The same rows again, on any machine.
+  auto forgetful = pocket_->serve({.num_pages = 800, .prefix_caching = false});
+  const auto once = drain(*forgetful.engine, *sample(*forgetful.engine, 5));
+  EXPECT_EQ(drain(*forgetful.engine, *sample(*forgetful.engine, 5)), once);
 }
 
 TEST_P(EngineTest, LimitsEndARequest) {

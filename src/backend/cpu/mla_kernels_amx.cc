@@ -5,6 +5,10 @@
 // lines of 16 columns of a pair of positions each, as tiles want their second operand. Then scores
 // are tiles of queries by positions, and the sums, which stay in memory between blocks, tiles of
 // queries by columns.
+//
+// On a Xeon (Sapphire Rapids) guest, of the time of prompts of 512 and 2,048 at real widths it is
+// 13 %, the softmax beside it 5 %; its own share of the peak has not been measured. FP32 took a
+// third.
 #include "backend/cpu/mla_kernels.h"
 
 #if defined(__x86_64__)

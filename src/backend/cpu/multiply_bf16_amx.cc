@@ -5,6 +5,9 @@
 // a time, 256 columns stay in the L1 cache while 2 x 2 tiles of 16 rows by 16 outputs are summed
 // over them, 32 columns a step, for all rows; the sums, which wait in memory meanwhile, are those
 // of K undivided. Of the last step, which may have fewer lines, tiles are made that zeros fill.
+//
+// On two cores of a Xeon (Sapphire Rapids) guest a whole prompt of 512 of the pocket model, most of
+// it such products, reaches 0.47 of 4.98 TFLOP/s (9%), by FP32 0.14; by itself it was not measured.
 #include "backend/cpu/multiply.h"
 
 #if defined(__x86_64__)

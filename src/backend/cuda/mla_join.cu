@@ -3,6 +3,8 @@
 //
 //   out[h][n] = sum_c o[h][c] kv_b[h][192 + n][c]     K = 512, along kv_b's rows
 //
+// In a step on an H100 behind 1k: one row 4.2 us, 64 rows 12; its 1.5 MB of kv_b take 0.5.
+//
 // kv_b is the A factor, 8 rows of the batch are B's columns, so that one row and many take the same
 // products in the same order. A block of 8 warps: 64 outputs of a head in 2 slices of K, by up to
 // 32 rows; slices are added in order. kv_b is fetched before the predecessor has ended.
