@@ -5,19 +5,24 @@ namespace {
 
 enum class Want { kWide, kNarrow, kExact };
 
+#if defined(__x86_64__)
+// Of AMX.
+Kernel kernel_of_tiles(MultiplyFunction multiply) {
+  return {.input = InputFormat::kBF16,
+          .multiply = multiply,
+          .tile_rows = 32,
+          .block_bytes = 1 << 20,
+          .multiplies_tiles = true};
+}
+#endif
+
 // The tables of kernels.
 Kernel best_kernel(PanelFormat format, [[maybe_unused]] const InstructionSets& sets,
                    [[maybe_unused]] Want want) {
   switch (format) {
     case PanelFormat::kBF16:
 #if defined(__x86_64__)
-      if (sets.amx_bf16 && want == Want::kWide) {
-        return {.input = InputFormat::kBF16,
-                .multiply = multiply_bf16_amx,
-                .tile_rows = 32,
-                .block_bytes = 1 << 20,
-                .multiplies_tiles = true};
-      }
+      if (sets.amx_bf16 && want == Want::kWide) return kernel_of_tiles(multiply_bf16_amx);
       if (sets.fast_avx512bf16 && want != Want::kExact) {
         return {.input = InputFormat::kBF16, .multiply = multiply_bf16_avx512bf16};
       }
@@ -27,13 +32,7 @@ Kernel best_kernel(PanelFormat format, [[maybe_unused]] const InstructionSets& s
       return {.input = InputFormat::kF32, .multiply = multiply_f32};
     case PanelFormat::kNvfp4:
 #if defined(__x86_64__)
-      if (sets.amx_bf16 && want == Want::kWide) {
-        return {.input = InputFormat::kBF16,
-                .multiply = multiply_nvfp4_amx,
-                .tile_rows = 32,
-                .block_bytes = 1 << 20,
-                .multiplies_tiles = true};
-      }
+      if (sets.amx_bf16 && want == Want::kWide) return kernel_of_tiles(multiply_nvfp4_amx);
       if (sets.avx512vbmi)
         return {.input = InputFormat::kSplit16, .multiply = multiply_nvfp4_avx512vbmi};
       if (sets.avx512vnni)
