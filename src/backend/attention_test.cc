@@ -13,16 +13,6 @@
 namespace nibble {
 namespace {
 
-MlaShape shape_of(const AttentionCase& c) {
-  return {.heads = c.heads,
-          .nope_dim = 192,
-          .rope_dim = 64,
-          .value_dim = 256,
-          .latent_dim = 512,
-          .rope_theta = 1e6f,
-          .norm_eps = 1e-6f};
-}
-
 // The case as a batch whose page tables are shuffled; `contexts` alone (to fill the cache) or
 // segments.
 struct Scene {
@@ -59,7 +49,7 @@ struct Inputs {
 };
 
 Inputs inputs_of(const AttentionCase& c, const Scene& scene, DType dtype, std::mt19937& random) {
-  const MlaShape s = shape_of(c);
+  const MlaShape s = mla_shape(c);
   Inputs inputs = {
       .gain = float_weight("gain", random_floats(512, random)),
       .kv_b = random_weight("kv_b", Use::kLatentUp, c.format, c.heads, 448, 512, random,
@@ -72,7 +62,7 @@ Inputs inputs_of(const AttentionCase& c, const Scene& scene, DType dtype, std::m
 }
 
 KvLayer layer_of(const AttentionCase& c) {
-  const MlaShape s = shape_of(c);
+  const MlaShape s = mla_shape(c);
   return {.format = c.kv_format,
           .page_size = c.page_size,
           .width = s.record_dim(),
@@ -93,7 +83,7 @@ struct RunOptions {
 // compared over the records of one of them.
 Result run(Backend& backend, const AttentionCase& c, const Scene& scene, const Inputs& in,
            const RunOptions& options = {}) {
-  const MlaShape s = shape_of(c);
+  const MlaShape s = mla_shape(c);
   KvLayer cache = layer_of(c);
   const size_t bytes = size_t(kv_page_bytes(cache) * scene.num_pages);
   cache.data = backend.allocate(bytes);
@@ -215,7 +205,7 @@ double integer_error(int64_t inputs, double largest, double weight) {
 std::vector<double> attention_bound(const AttentionCase& c, const Scene& scene, const Inputs& in,
                                     const std::vector<uint8_t>& cache, DType input_dtype,
                                     DType query_dtype) {
-  const MlaShape s = shape_of(c);
+  const MlaShape s = mla_shape(c);
   std::vector<float> w(size_t(in.kv_b.total_rows() * in.kv_b.cols));
   for (int64_t r = 0; r < in.kv_b.total_rows(); ++r) decode_row(in.kv_b, r, w.data() + r * 512);
   std::vector<double> bound;
@@ -300,7 +290,7 @@ TEST_P(AttentionTest, Attention) {
 // The case, which is one segment, in chunks of 1, 14, 27, ... rows: the bits that `whole` has.
 void expect_same_in_chunks(Backend& backend, const AttentionCase& c, const Scene& scene,
                            const Inputs& in, const std::vector<float>& whole) {
-  const MlaShape s = shape_of(c);
+  const MlaShape s = mla_shape(c);
   const DType dtype = backend.activation_dtype();
   const auto [context, rows] = c.segments[0];
   KvLayer cache = layer_of(c);
@@ -351,7 +341,7 @@ TEST_P(AttentionTest, LongContextsAreTheSameAloneAndInAChunk) {
   const AttentionCase c{2, KvFormat::kBF16, 16, {{0, 1100}}, Format::kBF16};
   const Scene scene = scene_of(c, random_);
   const Inputs in = inputs_of(c, scene, backend_->activation_dtype(), random_);
-  const MlaShape s = shape_of(c);
+  const MlaShape s = mla_shape(c);
   const int q_dim = c.heads * s.query_dim(), out_dim = c.heads * s.value_dim;
   KvLayer cache = layer_of(c);
   cache.data = backend_->allocate(size_t(kv_page_bytes(cache) * scene.num_pages));

@@ -89,6 +89,16 @@ std::vector<float> random_floats(int64_t count, std::mt19937& random, float scal
   return values;
 }
 
+MlaShape mla_shape(const AttentionCase& c) {
+  return {.heads = c.heads,
+          .nope_dim = 192,
+          .rope_dim = 64,
+          .value_dim = 256,
+          .latent_dim = 512,
+          .rope_theta = 1e6f,
+          .norm_eps = 1e-6f};
+}
+
 std::vector<float> random_activations(int64_t count, DType dtype, std::mt19937& random,
                                       float scale) {
   std::vector<float> values = random_floats(count, random, scale);

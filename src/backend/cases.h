@@ -38,6 +38,8 @@ struct AttentionCase {
   bool expanded = false;                      // of all segments
 };
 
+MlaShape mla_shape(const AttentionCase& c);  // the real model's, of so many heads
+
 std::vector<LinearCase> linear_cases();
 std::vector<ExpertsCase> experts_cases();
 std::vector<AttentionCase> attention_cases();

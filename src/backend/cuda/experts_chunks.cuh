@@ -136,6 +136,7 @@ struct ChunkItems {
     const int chunks_on = int(unsigned(tile) / unsigned(tiles));
     return {at.chunk + chunks_on, tile - chunks_on * tiles};
   }
+  __device__ Cursor part(Cursor at, int i) const { return {at.chunk, at.tile + i}; }
   __device__ int matrix(Cursor at) const { return chunks.expert(at.chunk); }
   __device__ bool is_read_once(Cursor at) const { return chunks.is_alone(at.chunk); }
   __device__ int tile(Cursor at) const { return at.tile; }

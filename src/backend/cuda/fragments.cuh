@@ -136,13 +136,13 @@ void with_unit(Format format, Run&& run) {
 
 // A lane's 16 columns from `column` on of `row`: the B registers 2j, 2j + 1 of the chunk's products
 // j. Zeros for a row < 0 and beyond the last column.
-__device__ __forceinline__ void load_inputs(const Activations& x, int64_t row, int column,
+__device__ __forceinline__ void load_inputs(const Activations& x, int row, int column,
                                             uint32_t (&b)[8]) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) b[i] = 0;
   if (row < 0 || column >= x.cols) return;
-  const auto* from =
-      reinterpret_cast<const uint4*>(static_cast<const bf16*>(x.data) + row * x.stride + column);
+  const auto* from = reinterpret_cast<const uint4*>(static_cast<const bf16*>(x.data) +
+                                                    int64_t(row) * int(x.stride) + column);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const uint4 v = from[i];

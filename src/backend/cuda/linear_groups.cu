@@ -19,13 +19,21 @@ struct GroupShape {
   static constexpr int kPitch = kTileRows + 4;  // of a row's sums: lanes meet all banks
   static constexpr int kTileFloats = kRows * kPitch;
 
+  // The sums of all warps, and a factor for each thread.
   static constexpr size_t shared_bytes(int warps) {
-    return size_t(warps) * kTilesAWarp * kTileFloats * sizeof(float);
+    return size_t(warps) * (kTilesAWarp * kTileFloats + kWarp) * sizeof(float);
   }
 };
 
 __device__ __forceinline__ void prefetch(const uint8_t* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
+// threadIdx.x, read anew: what depends on it takes no registers before.
+__device__ __forceinline__ int thread_again() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
 }
 
 // Blocks: x = tiles, y = rows. Warps: `together` times the slices.
@@ -44,22 +52,26 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
   const int units = min(w.units - first_unit, w.units_per_slice);
   const int first_tile = int(blockIdx.x) * together * kTiles;
 
-  const uint8_t* data[kTiles];
+  uint32_t data[kTiles];  // bytes from its start: a matrix has less than 4 GB
   typename Unit::Raw raw[kTiles];
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
     // Tiles beyond the last are the last again, and dropped.
     const int tile = min(first_tile + part * kTiles + m, w.tiles - 1);
-    data[m] = w.data + size_t(tile) * w.tile_bytes + first_unit * Unit::kBytes;
-    raw[m] = Unit::load(data[m], lane);
+    data[m] = uint32_t(tile) * w.tile_bytes + first_unit * Unit::kBytes;
+    raw[m] = Unit::load(w.data + data[m], lane);
     for (int at = Unit::kBytes + lane * 128; at < units * Unit::kBytes; at += kWarp * 128) {
-      prefetch(data[m] + at);
+      prefetch(w.data + data[m] + at);
     }
   }
   // The output that a thread adds up, of every so many-th row.
-  const int added_tile = int(threadIdx.x) / kTileRows % (together * kTiles);
-  const int output = (first_tile + added_tile) * kTileRows + int(threadIdx.x) % kTileRows;
-  const float factor = output < w.rows ? w.factors[output] : 0.0f;
+  const int added_tile = int(threadIdx.x / kTileRows) & (together * kTiles - 1);
+  const int output = (first_tile + added_tile) * kTileRows + int(threadIdx.x % kTileRows);
+  // It waits in shared memory: registers are short.
+  const auto factor_of = [&](int thread) -> float& {
+    return partials[int(blockDim.x / kWarp) * kTiles * Shape::kTileFloats + thread];
+  };
+  factor_of(int(threadIdx.x)) = output < w.rows ? w.factors[output] : 0.0f;
   const int first_row = int(blockIdx.y) * Shape::kRows;
   const int rows = min(Shape::kRows, x.rows - first_row);
   const int column = first_unit * Unit::kInputs + t * kBlockInputs;
@@ -96,28 +108,31 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       data[m] += Unit::kBytes;
-      raw[m] = Unit::load(data[m], lane);
+      raw[m] = Unit::load(w.data + data[m], lane);
     }
   }
 
+  const int thread = thread_again();
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
-    float* to = partials + (warp * kTiles + m) * Shape::kTileFloats;
+    float* to = partials + (thread / kWarp * kTiles + m) * Shape::kTileFloats;
 #pragma unroll
     for (int n = 0; n < groups; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        to[(n * kRowGroup + 2 * t + i % 2) * Shape::kPitch + g + i / 2 * 8] = sums[m][n][i];
+        to[(n * kRowGroup + 2 * (thread % 4) + i % 2) * Shape::kPitch + thread % kWarp / 4 +
+           i / 2 * 8] = sums[m][n][i];
       }
     }
   }
   __syncthreads();
   if (output >= w.rows) return;
+  const float factor = factor_of(thread);
   const int rows_apart = int(blockDim.x) / (together * kTiles * kTileRows);
   const float* sums_of =
       partials +
       (added_tile / kTiles * w.slices * kTiles + added_tile % kTiles) * Shape::kTileFloats +
-      int(threadIdx.x) % kTileRows;
+      int(threadIdx.x % kTileRows);
   for (int row = int(threadIdx.x) / (together * kTiles * kTileRows); row < rows;
        row += rows_apart) {
     float total = 0;

@@ -15,6 +15,7 @@ struct LinearWork {
   int tiles_an_item = 1;
 
   __device__ Cursor next(Cursor at, int items) const { return at + items * tiles_an_item; }
+  __device__ Cursor part(Cursor at, int i) const { return at + i; }
   __device__ int matrix(Cursor) const { return 0; }
   __device__ int tile(Cursor at) const { return at; }
   __device__ int columns(Cursor) const { return rows; }

@@ -9,6 +9,8 @@
 // A Work says what to multiply, item by item:
 //   Cursor                                           an item
 //   Cursor next(cursor, int items)                   the item so many items on
+//   Cursor part(cursor, int i)                       of an item its tile i, next() after which is
+//                                                    the next item's
 //   int matrix(cursor), int tile(cursor)             what to multiply: the first of its tiles
 //   int columns(cursor)                              how many rows of activations there are
 //   int input_row(cursor, n)                         which they are, n < columns
@@ -61,11 +63,11 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const W
 
   uint8_t* ring = shared + 2 * kRound * warps * kFloats * int(sizeof(float)) +
                   warp * Shape::kStages * Unit::kBytes;
-  Cursor next = first;
+  Cursor next = work.part(first, sub);
   int unfetched = takes_part ? items : 0, unit_to_fetch = first_unit, stage = 0;
   const uint8_t* data = nullptr;
   const auto locate = [&] {
-    const int tile = work.tile(next) + sub;
+    const int tile = work.tile(next);
     data = w.data + size_t(unsigned(work.matrix(next) * w.tiles + tile)) * w.tile_bytes +
            unit_to_fetch * Unit::kBytes;
     if (tile >= w.tiles) data = nullptr;
@@ -118,9 +120,8 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const W
   uint32_t inputs[Unit::kChunks][8];
   int inputs_row = -2;
   float* partials = reinterpret_cast<float*>(shared);
-  int buffer = 0;
   for (Cursor at = first; items > 0; items -= kRound) {
-    float* sums = partials + buffer * kRound * warps * kFloats;
+    float* sums = partials + items / kRound % 2 * kRound * warps * kFloats;  // two take turns
     Cursor here = at;
     for (int r = 0; takes_part && r < min(kRound, items); ++r, here = work.next(here, 1)) {
       const int row = int(threadIdx.x % kWarp / 4) < min(kColumns, work.columns(here))
@@ -171,7 +172,6 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const W
     }
     at = work.next(at, kRound);
     factors = factors_of(place_of(thread), at, min(kRound, items - kRound));
-    buffer ^= 1;
   }
 }
 
