@@ -6,8 +6,9 @@
 // over them, 32 columns a step, for all rows; the sums, which wait in memory meanwhile, are those
 // of K undivided. Of the last step, which may have fewer lines, tiles are made that zeros fill.
 //
-// On two cores of a Xeon (Sapphire Rapids) guest a whole prompt of 512 of the pocket model, most of
-// it such products, reaches 0.47 of 4.98 TFLOP/s (9%), by FP32 0.14; by itself it was not measured.
+// Two cores of a Xeon (Sapphire Rapids) guest, others computing beside, 512 rows by 2048 x 5120
+// (backend_bench --threads=2 --benchmark_filter=wide): 0.41 of 5.04 TFLOP/s (8%); a whole prompt of
+// 512 of the pocket model, most of it such products, 0.47 of 4.98, by FP32 0.14.
 #include "backend/cpu/multiply.h"
 
 #if defined(__x86_64__)

@@ -1,5 +1,9 @@
 // A block or a warp a row. Bound by the launch at the sizes of one token, by memory at those of a
 // prefill.
+//
+// us on an H100 80GB HBM3 (backend_bench --benchmark_filter=wide), adding and norm of rows of 2048
+// / silu_mul of rows of 10240: 1 row 2.1 / 1.7, 64 rows 2.4 / 3.8, 2048 rows 15.7 (as fast as
+// memory, from which some of it need not come) / 106 (39 % of 3.1 TB/s).
 #include <algorithm>
 #include <cstring>
 #include <vector>
