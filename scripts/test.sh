@@ -147,8 +147,9 @@ run_neon() {
 # skipped without one.
 run_cuda() {
   step "compiler for CUDA" scripts/cuda.sh fetch || return
-  step "build cuda" scripts/build.sh cuda backend_test || return
+  step "build cuda" scripts/build.sh cuda backend_test lost_card_test || return
   step "unit tests cuda" build-cuda/tests/backend_test '--gtest_filter=*/cuda'
+  step "lost card" build-cuda/tests/lost_card_test
 }
 
 start=$(date +%s)
