@@ -5,8 +5,9 @@
 //   whole   rows with too many candidates, from BF16; seldom any
 // What is computed again has the order of sums of packed.h: the bits of a linear.
 //
-// us on an H100 80GB HBM3 for 154880 x 2048, each by itself, by a build before: 1 row 2.8, 121 (87 % of 3.0 TB/s), 8.5
-// and 3.0; 64 rows 2.9, 152, 76 and 3.0, with random weights, which leave tens of candidates a row.
+// us on an H100 80GB HBM3 for 154880 x 2048, each by itself, by a build before: 1 row 2.8, 121 (87
+// % of 3.0 TB/s), 8.5 and 3.0; 64 rows 2.9, 152, 76 and 3.0, with random weights, which leave tens
+// of candidates a row.
 #include "backend/backend.h"
 #include "backend/cuda/dtypes.h"
 #include "backend/cuda/head.h"
