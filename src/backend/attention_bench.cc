@@ -58,8 +58,9 @@ void attention(State& state, Backend& backend, const AttentionCase& c) {
   const KvLayer cache = layer_of(backend, c, step);
   const Weight kv_b = latent_up(backend, c, random);
   const int64_t rows = step.batch.rows(), q_dim = c.heads * step.shape.query_dim();
-  DeviceMatrix q(backend, rows, q_dim, random_floats(rows * q_dim, random));
-  DeviceMatrix out(backend, rows, c.heads * step.shape.value_dim);
+  const DType dtype = backend.activation_dtype();
+  DeviceMatrix q(backend, rows, q_dim, random_floats(rows * q_dim, random), dtype);
+  DeviceMatrix out(backend, rows, c.heads * step.shape.value_dim, dtype);
   backend.begin_step(step.batch);
   for (auto _ : state) {
     backend.mla_attention(q.tensor(), kv_b, step.shape, step.batch, cache, out.tensor());

@@ -44,8 +44,10 @@ void experts(State& state, Backend& backend, const ExpertsCase& c) {
                                    2 * c.width, c.hidden, random, c.input_scales));
   const Weight down = backend.upload(random_weight("down", Use::kExperts, c.format, c.num_experts,
                                                    c.hidden, c.width, random, c.input_scales));
-  DeviceMatrix x(backend, c.rows, c.hidden, random_floats(c.rows * c.hidden, random));
-  DeviceMatrix ids(backend, c.rows, c.top_k, DType::kI32), out(backend, c.rows, c.hidden);
+  const DType dtype = backend.activation_dtype();
+  DeviceMatrix x(backend, c.rows, c.hidden, random_floats(c.rows * c.hidden, random), dtype);
+  DeviceMatrix ids(backend, c.rows, c.top_k, DType::kI32);
+  DeviceMatrix out(backend, c.rows, c.hidden, dtype);
   DeviceMatrix weights(backend, c.rows, c.top_k,
                        std::vector<float>(size_t(c.rows * c.top_k), 0.25f));
   std::vector<int32_t> chosen(size_t(c.rows * c.top_k));

@@ -103,7 +103,7 @@ void experts(State& state, Backend& backend, const Weight& gate_up, const Weight
 
 constexpr int64_t kRuns = 24;  // of an operation whose weights are nothing
 
-// x += delta; out = x's norm: three tensors read or written beside the stream, twice.
+// x += delta; out = x's norm: the stream read and written, delta read, out written.
 void norm(State& state, Backend& backend, int64_t rows) {
   std::mt19937 random(1);
   const DType dtype = backend.activation_dtype();

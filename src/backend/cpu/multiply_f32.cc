@@ -9,7 +9,8 @@
 // Measured on one core of an EPYC (Zen 4) guest with AVX2: 120 rows 85 of 91 GFLOP/s (93%), 16 rows
 // 86%, 3 rows 71%; one row over 33 MB of weights 35 to 50 GB/s of 43 that plain reading gives. Two
 // cores of a Xeon (Sapphire Rapids) guest, one row of 2048 x 5120 in BF16 from memory, others
-// computing beside, in three pairs: 17.3, 19.5 and 17.3 GB/s, 20.4, 21.4 and 17.6 with prefetching.
+// computing beside, in three pairs: 17.3, 19.5 and 17.3 GB/s, 20.4, 21.4 and 17.6 with prefetching,
+// of a build that did so for up to six rows, which gained nothing clear.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/multiply_f32.cc"
 #include "backend/cpu/instruction_sets.h"
