@@ -24,7 +24,15 @@ constexpr int kFewWarps = 8;
 // A block's experts: more of them for more rows, so that the blocks are there all at once.
 constexpr int kFewExperts = 4, kMoreExperts = 8, kMoreExpertsRows = 16;
 constexpr int kFewColumns = kFewWarps * kStepColumns;
-constexpr int kManyWarps = 8, kRowsAWarp = 1, kManyExperts = 8;
+// Blocks of many rows that a multiprocessor's shared memory has room for.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && __CUDA_ARCH__ != 900
+constexpr int kManyBlocks = 1;
+#else
+constexpr int kManyBlocks = 2;
+#endif
+// Of a block of many rows, a warp for each when they choose.
+constexpr int kManyRows = 8, kRowsAWarp = 4;
+constexpr int kExpertGroups = kRowsAWarp;  // kManyRows warps
 
 // A block multiplies one row by kExperts experts, a warp a step of columns each. With a norm, x
 // is its output: blocks compute it for themselves, the first stores it, and the last one stores x +
@@ -85,64 +93,114 @@ __global__ void __launch_bounds__(kFewWarps* kWarp, kEach > 2 || sizeof(W) > 2 ?
   choose(choosing, bias, int(t), experts.row(t), weights.row(t));
 }
 
-// A warp takes kRowsAWarp rows, which stay in registers; a block's warps share some experts at a
-// time.
-template <typename W>
-__global__ void __launch_bounds__(kManyWarps* kWarp, 2)
-    many_rows_kernel(Matrix<const bf16> x, const W* router, Choosing choosing,
+// A step of 256 columns of a block's rows and of some experts, in shared memory.
+template <typename W, int kExperts>
+struct RoutingStep {
+  bf16 x[kManyRows][kStepColumns];
+  W router[kExperts][kStepColumns];
+};
+
+// Columns k .. k + 7 of a row of `cols`, zeros beyond, while others compute; where eights are not
+// whole everywhere, at once.
+template <typename T>
+__device__ __forceinline__ void copy_columns(const T* from, int k, int cols, bool whole,
+                                             T* shared) {
+  if (whole) {
+    const auto* eight = reinterpret_cast<const uint4*>(k < cols ? from + k : from);
+#pragma unroll
+    for (int i = 0; i < int(sizeof(T) / 2); ++i) {
+      copy_async_16(reinterpret_cast<uint4*>(shared) + i, eight + i, k < cols);
+    }
+    return;
+  }
+#pragma unroll 1  // or it takes registers from the sums
+  for (int i = 0; i < kLaneColumns; ++i) {
+    shared[i] = k + i < cols ? from[k + i] : from_float<T>(0.0f);
+  }
+}
+
+// Step j of rows from `row` on and of experts from `first` on, as many as there are.
+template <typename W, int kExperts>
+__device__ __forceinline__ void copy_step(const Matrix<const bf16>& x, const W* router, int first,
+                                          int num_experts, int j, bool whole,
+                                          RoutingStep<W, kExperts>& step) {
+  const int warp = int(threadIdx.x) / kWarp, at = int(threadIdx.x) % kWarp * kLaneColumns;
+  const int cols = int(x.cols), k = j * kStepColumns + at;
+  const int64_t row = int64_t(blockIdx.x) * kManyRows + warp;
+  if (row < x.rows) copy_columns(x.row(row), k, cols, whole, step.x[warp] + at);
+  const int count = min(num_experts - first, kExperts);
+#pragma unroll 1  // or it takes registers from the sums
+  for (int e = warp; e < count; e += kManyRows) {
+    copy_columns(router + (first + e) * cols, k, cols, whole, step.router[e] + at);
+  }
+}
+
+// Adds a step's products of kRowsAWarp rows and kEach experts to a lane's sums.
+template <typename W, int kEach>
+__device__ __forceinline__ void add_step(const bf16 (*x)[kStepColumns],
+                                         const W (*router)[kStepColumns],
+                                         float (&sums)[kRowsAWarp * kEach]) {
+  const int at = int(threadIdx.x) % kWarp * kLaneColumns;
+  float v[kRowsAWarp][kLaneColumns];
+#pragma unroll
+  for (int r = 0; r < kRowsAWarp; ++r) {
+    Columns<bf16> columns;
+    columns.load(x[r] + at);
+    unpack(columns, v[r]);
+  }
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    if (e % 4 == 0) __syncwarp();  // or more is fetched before than registers hold
+    Columns<W> columns;
+    columns.load(router[e] + at);
+    float w[kLaneColumns];
+    unpack(columns, w);
+#pragma unroll
+    for (int r = 0; r < kRowsAWarp; ++r) sums[e * kRowsAWarp + r] += products(v[r], w);
+  }
+}
+
+// A block's warps are two groups of kRowsAWarp rows by four of kEach experts; experts beyond come
+// in further passes. While a step is multiplied, the next one is copied.
+template <typename W, int kEach>
+__global__ void __launch_bounds__(kManyRows* kWarp, kManyBlocks)
+    many_rows_kernel(Matrix<const bf16> x, const W* router, bool whole, Choosing choosing,
                      Matrix<int32_t> experts, Matrix<float> weights) {
+  constexpr int kExperts = kExpertGroups * kEach, kSums = kRowsAWarp * kEach;
   extern __shared__ __align__(16) uint8_t shared[];
-  __shared__ float scores[kManyWarps * kRowsAWarp][kMaxExperts];
-  auto* staged = reinterpret_cast<W*>(shared);  // [kManyExperts, kFewColumns]
-  const int num_experts = choosing.shape.num_experts, cols = int(x.cols);
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  __shared__ float scores[kManyRows][kMaxExperts];
+  auto* staged = reinterpret_cast<RoutingStep<W, kExperts>*>(shared);  // [2]
+  const int num_experts = choosing.shape.num_experts;
+  const int warp = int(threadIdx.x) / kWarp;
+  const int first_row = warp / kExpertGroups * kRowsAWarp;
+  const int first_expert = warp % kExpertGroups * kEach;
   choosing.scores = scores[0];
   choosing.stride = kMaxExperts;
-  const LaneBias<kMaxExperts / kWarp> bias(choosing);
+  const int64_t row = int64_t(blockIdx.x) * kManyRows;
+  const int steps = int(x.cols + kStepColumns - 1) / kStepColumns;
   wait_for_predecessor();
   let_successor_begin();
-  const int64_t row = (int64_t(blockIdx.x) * kManyWarps + warp) * kRowsAWarp;
-  float v[kRowsAWarp][kFewWarps][kLaneColumns] = {};
-#pragma unroll
-  for (int j = 0; j < kFewWarps; ++j) {
-    const int column = j * kStepColumns + lane * kLaneColumns;
-#pragma unroll
-    for (int r = 0; r < kRowsAWarp; ++r) {
-      if (column < cols) load_columns(x.row(min(row + r, x.rows - 1)), column, cols, v[r][j]);
+  for (int first = 0; first < num_experts; first += kExperts) {
+    float sums[kSums] = {};
+    for (int j = 0; j <= steps; ++j) {
+      if (j < steps) copy_step(x, router, first, num_experts, j, whole, staged[j % 2]);
+      commit_copies();
+      if (j == 0) continue;
+      wait_for_copies<1>();
+      __syncthreads();
+      const RoutingStep<W, kExperts>& step = staged[(j - 1) % 2];
+      add_step<W, kEach>(step.x + first_row, step.router + first_expert, sums);
+      __syncthreads();
     }
-  }
-  for (int first = 0; first < num_experts; first += kManyExperts) {
-    const int count = min(kManyExperts, num_experts - first);
+    for_each_warp_sum(sums, [&](int i, float sum) {
+      const int e = first + first_expert + i / kRowsAWarp;
+      if (e < num_experts) scores[first_row + i % kRowsAWarp][e] = sigmoid(sum);
+    });
     __syncthreads();
-    for (int e = 0; e < count; ++e) {
-      const int column = int(threadIdx.x) * kLaneColumns;
-      float w[kLaneColumns] = {};
-      if (column < cols) load_columns(router + int64_t(first + e) * cols, column, cols, w);
-      store_columns(w, column, kFewColumns, staged + e * kFewColumns);
-    }
-    __syncthreads();
-    for (int e = 0; e < count; ++e) {
-      float sums[kRowsAWarp] = {};
-#pragma unroll
-      for (int j = 0; j < kFewWarps; ++j) {
-        if (j * kStepColumns >= cols) break;
-        Columns<W> columns;
-        columns.load(staged + e * kFewColumns + j * kStepColumns + lane * kLaneColumns);
-        float w[kLaneColumns];
-        unpack(columns, w);
-#pragma unroll
-        for (int r = 0; r < kRowsAWarp; ++r) sums[r] += products(v[r][j], w);
-      }
-#pragma unroll
-      for (int r = 0; r < kRowsAWarp; ++r) {
-        const float sum = warp_sum(sums[r]);
-        if (lane == 0) scores[warp * kRowsAWarp + r][first + e] = sigmoid(sum);
-      }
-    }
   }
-  __syncwarp();
-  for (int r = 0; r < kRowsAWarp && row + r < x.rows; ++r) {
-    choose(choosing, bias, warp * kRowsAWarp + r, experts.row(row + r), weights.row(row + r));
+  if (row + warp < x.rows) {
+    const LaneBias<kMaxExperts / kWarp> bias(choosing);
+    choose(choosing, bias, warp, experts.row(row + warp), weights.row(row + warp));
   }
 }
 
@@ -221,14 +279,24 @@ void route(const Context& context, Tensor x, const Weight& router, const Weight&
   const Choosing choosing{on_card.scores, shape.num_experts, resident_as<DeviceRows>(bias).data,
                           shape};
   if (x.rows <= kFewRows) return route_few<false>(context, {}, x, on_card, choosing, out);
+  const bool whole = x.cols % kLaneColumns == 0 && x.stride % kLaneColumns == 0 &&
+                     reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
   with_activation(on_card.dtype, [&]<typename W>(W) {
-    const Grid grid{.blocks = {blocks_for(x.rows, kManyWarps * kRowsAWarp)},
-                    .threads = kManyWarps * kWarp,
-                    .shared_bytes = kManyExperts * kFewColumns * sizeof(W)};
-    allow_shared(many_rows_kernel<W>, grid.shared_bytes);
-    launch(context, grid, many_rows_kernel<W>, Matrix<const bf16>(x),
-           static_cast<const W*>(on_card.rows), choosing, Matrix<int32_t>(out.experts),
-           Matrix<float>(out.weights));
+    const auto run = [&]<int kEach>(std::integral_constant<int, kEach>) {
+      const auto kernel = many_rows_kernel<W, kEach>;
+      const Grid grid{.blocks = {blocks_for(x.rows, kManyRows)},
+                      .threads = kManyRows * kWarp,
+                      .shared_bytes = 2 * sizeof(RoutingStep<W, kExpertGroups * kEach>)};
+      allow_shared(kernel, grid.shared_bytes);
+      launch(context, grid, kernel, Matrix<const bf16>(x), static_cast<const W*>(on_card.rows),
+             whole, choosing, Matrix<int32_t>(out.experts), Matrix<float>(out.weights));
+    };
+    constexpr int kMore = 24 / sizeof(W), kFew = 16 / sizeof(W);  // of what shared memory holds
+    const auto computed = [&](int each) {
+      return int64_t(blocks_for(shape.num_experts, kExpertGroups * each)) * each;
+    };
+    if (computed(kMore) <= computed(kFew)) return run(std::integral_constant<int, kMore>());
+    run(std::integral_constant<int, kFew>());
   });
 }
 

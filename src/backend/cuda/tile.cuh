@@ -59,6 +59,38 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
+// visit(first + i, sum of values[i] over lanes that differ in the bits from kOffset down), each i
+// by one lane, the sums as warp_sum() has them: at each offset a lane keeps half of the values, as
+// long as they are even in number.
+template <int kOffset = kWarp / 2, int kCount, typename Visit>
+__device__ __forceinline__ void for_each_warp_sum(const float (&values)[kCount], Visit visit,
+                                                  int first = 0) {
+  constexpr unsigned kAll = 0xffffffffu;
+  if constexpr (kOffset == 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) visit(first + i, values[i]);
+  } else {
+    constexpr int kKept = kCount % 2 == 0 ? kCount / 2 : kCount;
+    const bool upper = (threadIdx.x & unsigned(kOffset)) != 0;
+    float sums[kKept];
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) {
+      const float low = values[i], high = values[kCount - kKept + i];
+      sums[i] = (upper ? high : low) + __shfl_xor_sync(kAll, upper ? low : high, kOffset);
+    }
+    if constexpr (kKept < kCount) {
+      for_each_warp_sum<kOffset / 2>(sums, visit, first + (upper ? kKept : 0));
+    } else {
+      for_each_warp_sum<kOffset / 2>(
+          sums,
+          [&](int i, float sum) {
+            if (!upper) visit(i, sum);
+          },
+          first);
+    }
+  }
+}
+
 __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
