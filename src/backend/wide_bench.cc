@@ -131,7 +131,7 @@ void silu(State& state, Backend& backend, int64_t rows) {
 void route(State& state, Backend& backend, int64_t rows) {
   std::mt19937 random(1);
   const Weight router = backend.upload(
-      random_weight("router", Use::kRouter, Format::kF32, 1, kExperts, kHidden, random));
+      random_weight("router", Use::kRouter, Format::kBF16, 1, kExperts, kHidden, random));
   const Weight bias =
       backend.upload(random_weight("bias", Use::kVector, Format::kF32, 1, 1, kExperts, random));
   const RouterShape shape{.num_experts = kExperts, .top_k = kTopK, .scaling = 1.8f};

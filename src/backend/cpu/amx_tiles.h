@@ -54,10 +54,9 @@ NIBBLE_AMX void load_tile(const void* rows, int64_t stride_bytes) {
 // One or two panels of lines.
 struct Lines {
   const uint8_t* data = nullptr;
-  int64_t line_bytes = kLineBytes;  // to the next line
-  int64_t panel_bytes = 0;          // to the next panel
+  int64_t panel_bytes = 0;  // to the next panel
 
-  const uint8_t* step(int64_t k) const { return data + k * kTileRows * line_bytes; }
+  const uint8_t* step(int64_t k) const { return data + k * kTileBytes; }
 };
 
 // Adds the products of `steps` steps of 32 columns. `rows`: of the first tile; those of the second
@@ -68,10 +67,10 @@ NIBBLE_AMX void add_products(const uint8_t* rows, int64_t stride_bytes, const Li
   const uint8_t* const more_rows = rows + kTileRows * stride_bytes;
   for (int64_t k = 0; k < steps; ++k) {
     load_tile<4>(rows + k * kLineBytes, stride_bytes);
-    load_tile<6>(lines.step(k), lines.line_bytes);
+    load_tile<6>(lines.step(k), kLineBytes);
     _tile_dpbf16ps(0, 4, 6);
     if (kTwoPanels) {
-      load_tile<7>(lines.step(k) + lines.panel_bytes, lines.line_bytes);
+      load_tile<7>(lines.step(k) + lines.panel_bytes, kLineBytes);
       _tile_dpbf16ps(1, 4, 7);
     }
     if (kTwoTiles) {
@@ -155,6 +154,44 @@ NIBBLE_AMX_CALLED inline void store_products(const Product& product, int64_t p, 
     if (product.accumulate) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), y);
     _mm512_mask_storeu_ps(out, mask, y);
   }
+}
+
+// Panels whose sums wait together, so that a strip's columns of all rows, which they have in
+// common, stay in the L2 cache.
+inline constexpr int64_t kPanelsAtOnce = 8;
+
+// The product by panels that become lines in strips of kStripSteps steps: make_strip(panel, first
+// step, lines of the strip's steps, padded by zeros to a whole one). scales_of(panel): see
+// store_products().
+template <int64_t kStripSteps, typename MakeStrip, typename ScalesOf>
+NIBBLE_AMX void multiply_strips(const Product& product, Scratch<uint8_t>& scratch,
+                                const MakeStrip& make_strip, const ScalesOf& scales_of) {
+  constexpr int64_t kStripBytes = kStripSteps * kTileBytes;
+  if (product.rows == 0) return;
+  const int64_t steps = (product.w.cols + kStepColumns - 1) / kStepColumns;
+  const int64_t pair_size = sums_size(product.rows);
+  uint8_t* strips =
+      scratch.fit(size_t(2 * kStripBytes + kPanelsAtOnce / 2 * pair_size * int64_t(sizeof(float))));
+  float* const sums = reinterpret_cast<float*>(strips + 2 * kStripBytes);
+  for (int64_t p = product.first_panel; p < product.last_panel; p += kPanelsAtOnce) {
+    const int64_t end = std::min(p + kPanelsAtOnce, product.last_panel);
+    for (int64_t first = 0; first < steps; first += kStripSteps) {
+      const int64_t count = std::min(steps - first, kStripSteps);
+      for (int64_t pair = p; pair < end; pair += 2) {
+        const bool two = pair + 1 < end;
+        make_strip(pair, first, strips);
+        if (two) make_strip(pair + 1, first, strips + kStripBytes);
+        add_steps(product, two, {.data = strips, .panel_bytes = kStripBytes}, first, count,
+                  sums + (pair - p) / 2 * pair_size);
+      }
+    }
+    for (int64_t panel = p; panel < end; ++panel) {
+      const int64_t i = panel - p;
+      store_products(product, panel, sums + i / 2 * pair_size + i % 2 * kPanelRows,
+                     scales_of(panel));
+    }
+  }
+  _tile_release();
 }
 
 }  // namespace nibble::amx

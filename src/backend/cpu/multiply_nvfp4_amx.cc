@@ -4,15 +4,15 @@
 // Of two panels at a time, 1,024 columns are decoded to BF16, code times block scale being exact,
 // into lines of a pair (2k, 2k + 1) of 16 outputs, as tiles want their second operand. Then 2 x 2
 // tiles of 16 rows by 16 outputs are summed over them, 32 columns a step, for all rows; the sums,
-// which wait in memory meanwhile, are those of K undivided. Fewer rows make smaller tiles with the
-// same sums. The tensor's scale multiplies the sum.
+// which wait in memory meanwhile, are those of K undivided. Eight panels take the same 1,024
+// columns before the next, so that of the rows these alone need the L2 cache. Fewer rows make
+// smaller tiles with the same sums. The tensor's scale multiplies the sum. For products of many
+// rows only (Backend::wide_rows): decoding costs as much as 50 rows.
 //
-// For products of many rows only (Backend::wide_rows): decoding costs as much as 50 rows.
-//
-// Measured on one core of a 16-core Xeon guest (peak 2,931 GFLOP/s from registers), before K was
-// cut: 256 rows 1,114 GFLOP/s (38%), 64 rows 780, 32 rows 541; 16-bit integers reach 151 there. The
-// guest's tiles are at times half as fast. Two cores, others computing beside, 512 rows by 2048 x
-// 5120 (backend_bench --threads=2 --benchmark_filter=wide): 0.70 of 5.04 TFLOP/s (14%).
+// Two cores of a Xeon (Sapphire Rapids) guest, others computing beside, medians of six runs
+// (backend_bench --threads=2): 512 rows by 2048 x 5120 1.08 of 5.5 TFLOP/s (20%), 48 experts of 43
+// rows 0.67 (12%). Tiles that the L1 cache holds reach 75% of a core's peak at times there, 25% at
+// others, the peak from registers being the same.
 #include "backend/cpu/multiply.h"
 
 #if defined(__x86_64__)
@@ -64,31 +64,15 @@ NIBBLE_AMX_CALLED void decode_blocks(const uint8_t* block, int64_t blocks, uint8
 }  // namespace
 
 NIBBLE_AMX_CALLED void multiply_nvfp4_amx(const Product& product, Scratch<uint8_t>& scratch) {
-  if (product.rows == 0) return;
   const Panels& w = product.w;
   const int64_t blocks = w.lines * kLineBytes / kNvfp4BlockBytes;
-  constexpr int64_t kStripBytes = kBlocksAtOnce * kBlockLineBytes;
-  uint8_t* strips = scratch.fit(2 * kStripBytes + size_t(sums_size(product.rows)) * sizeof(float));
-  float* sums = reinterpret_cast<float*>(strips + 2 * kStripBytes);
-  for (int64_t p = product.first_panel; p < product.last_panel; p += 2) {
-    const bool two = p + 1 < product.last_panel;
-    for (int64_t first = 0; first < blocks; first += kBlocksAtOnce) {
-      const int64_t count = std::min(blocks - first, kBlocksAtOnce);
-      for (int64_t i = 0; i < (two ? 2 : 1); ++i) {
-        decode_blocks(w.panel(p + i) + kLineBytes + first * kNvfp4BlockBytes, count,
-                      strips + i * kStripBytes);
-      }
-      const int64_t step = first * kBlockSteps;
-      const int64_t steps =
-          std::min((w.cols + kStepColumns - 1) / kStepColumns - step, count * kBlockSteps);
-      add_steps(product, two, {.data = strips, .panel_bytes = kStripBytes}, step, steps, sums);
-    }
-    for (int64_t i = 0; i < (two ? 2 : 1); ++i) {
-      store_products(product, p + i, sums + i * kPanelRows,
-                     reinterpret_cast<const float*>(w.panel(p + i)));
-    }
-  }
-  _tile_release();
+  const auto make_strip = [&](int64_t p, int64_t first_step, uint8_t* strip) {
+    const int64_t first = first_step / kBlockSteps;
+    decode_blocks(w.panel(p) + kLineBytes + first * kNvfp4BlockBytes,
+                  std::min(blocks - first, kBlocksAtOnce), strip);
+  };
+  const auto scales_of = [&](int64_t p) { return reinterpret_cast<const float*>(w.panel(p)); };
+  multiply_strips<kBlocksAtOnce * kBlockSteps>(product, scratch, make_strip, scales_of);
 }
 
 NIBBLE_AMX_CALLED double dot_registers_amx(int64_t rounds) {

@@ -11,7 +11,7 @@ Kernel kernel_of_tiles(MultiplyFunction multiply) {
   return {.input = InputFormat::kBF16,
           .multiply = multiply,
           .tile_rows = 32,
-          .block_bytes = 1 << 20,
+          .block_bytes = 1 << 30,  // a strip of columns at a time needs the cache, not whole rows
           .multiplies_tiles = true};
 }
 #endif
