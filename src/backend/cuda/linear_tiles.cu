@@ -1,8 +1,8 @@
 // out = x w^T for many rows: packed.h's formula, the tiling of tiles.cuh or warpgroup_tiles.cuh.
 //
 // TFLOP/s of NVFP4 with 2,048 rows, the reordering of x included, on an H100 80GB HBM3, of 790 that
-// the vendor's product reaches: 2048 x 10240 419, 2048 x 5120 393, 20480 x 2048 385, 3072 x 2048
-// 349, 2048 x 1536 308, 5120 x 768 248, 1344 x 2048 226 (its tiles do not fill the last wave). With
+// the vendor's product reaches: 2048 x 10240 448, 2048 x 5120 428, 20480 x 2048 430, 3072 x 2048
+// 395, 2048 x 1536 349, 5120 x 768 285, 1344 x 2048 257 (its tiles do not fill the last wave). With
 // tiles.cuh on the same card: 2048 x 5120 281, 1344 x 2048 185.
 #include "backend/cuda/linear_work.cuh"
 #include "backend/cuda/tile_ways.cuh"
