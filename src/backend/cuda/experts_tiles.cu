@@ -6,8 +6,8 @@
 //   down     products[pair] = down inner
 //   combine  the sum over a row's slots
 //
-// NVFP4, hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3: 2,048 rows 577 us, 268
-// TFLOP/s of 790; 512 rows 193 us, 200 TFLOP/s. A ninth of the multiplied columns is empty at 2,048
+// NVFP4, hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3: 2,048 rows 562 us, 275
+// TFLOP/s of 790; 512 rows 184 us, 210 TFLOP/s. A ninth of the multiplied columns is empty at 2,048
 // rows, a third at 512.
 #include "backend/cuda/experts_products.h"
 #include "backend/cuda/experts_work.cuh"
@@ -144,7 +144,7 @@ template <typename Tiles>
 __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
     experts_gate_up_tiles_kernel(PackedMatrices w, Activations x, Sorted sorted, int top_k,
                                  bf16* inner, int inner_stride) {
-  extern __shared__ __align__(16) uint8_t shared[];
+  extern __shared__ __align__(kSharedAlignment) uint8_t shared[];
   __shared__ int rows[Tiles::kColumns];
   let_successor_begin();
   wait_for_predecessor();
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
 template <typename Tiles>
 __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
     experts_down_tiles_kernel(PackedMatrices w, Activations inner, Sorted sorted) {
-  extern __shared__ __align__(16) uint8_t shared[];
+  extern __shared__ __align__(kSharedAlignment) uint8_t shared[];
   __shared__ int rows[Tiles::kColumns];
   let_successor_begin();
   wait_for_predecessor();

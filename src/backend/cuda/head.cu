@@ -107,7 +107,7 @@ template <int kColumns>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, StreamShape<Int8Unit, kColumns>::kBlocks)
     head_stream_kernel(PackedMatrices w, Activations x, Results out, State state, float error,
                        int items, int together) {
-  extern __shared__ __align__(16) uint8_t shared[];
+  extern __shared__ __align__(kSharedAlignment) uint8_t shared[];
   __shared__ unsigned best[kColumns];
   __shared__ float norms[kColumns];
   let_successor_begin();
@@ -123,7 +123,7 @@ template <typename Tiles>
 __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
     head_tiles_kernel(PackedMatrices w, Activations x, int x_rows, Results out, State state,
                       float error) {
-  extern __shared__ __align__(16) uint8_t shared[];
+  extern __shared__ __align__(kSharedAlignment) uint8_t shared[];
   __shared__ int rows[Tiles::kColumns];
   __shared__ unsigned best[kMostColumns];
   __shared__ float norms[kMostColumns];
@@ -221,7 +221,7 @@ struct WholeWork : LinearWork {
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
     head_whole_kernel(PackedMatrices w, Activations x, Results out, const int* candidates,
                       int items, int together) {
-  extern __shared__ __align__(16) uint8_t shared[];
+  extern __shared__ __align__(kSharedAlignment) uint8_t shared[];
   let_successor_begin();
   wait_for_predecessor();
   const int begin = int(unsigned(items) * blockIdx.x / gridDim.x);

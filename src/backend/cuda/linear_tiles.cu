@@ -1,8 +1,8 @@
 // out = x w^T for many rows: packed.h's formula, the tiling of tiles.cuh or warpgroup_tiles.cuh.
 //
 // TFLOP/s of NVFP4 with 2,048 rows, the reordering of x included, on an H100 80GB HBM3, of 790 that
-// the vendor's product reaches: 2048 x 10240 448, 2048 x 5120 428, 20480 x 2048 430, 3072 x 2048
-// 395, 2048 x 1536 349, 5120 x 768 285, 1344 x 2048 257 (its tiles do not fill the last wave). With
+// the vendor's product reaches: 2048 x 10240 467, 2048 x 5120 448, 20480 x 2048 436, 3072 x 2048
+// 403, 2048 x 1536 358, 5120 x 768 295, 1344 x 2048 258 (its tiles do not fill the last wave). With
 // tiles.cuh on the same card: 2048 x 5120 281, 1344 x 2048 185.
 #include "backend/cuda/linear_work.cuh"
 #include "backend/cuda/tile_ways.cuh"
@@ -13,7 +13,7 @@ namespace {
 template <typename Tiles>
 __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
     linear_tiles_kernel(PackedMatrices w, Activations x, Results out) {
-  extern __shared__ __align__(16) uint8_t shared[];
+  extern __shared__ __align__(kSharedAlignment) uint8_t shared[];
   __shared__ int rows[Tiles::kColumns];
   let_successor_begin();
   const int first = int(blockIdx.y) * Tiles::kColumns;

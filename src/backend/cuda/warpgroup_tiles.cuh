@@ -10,9 +10,9 @@
 // The sum over K is stream.cuh's: the same products in the same order, so each thread holds two
 // sums, the slice's and the total.
 //
-// On an H100, 2,048 rows by 2048 x 10240 in NVFP4: 192 us, 448 TFLOP/s; 177 without decoding, 163
-// without products, when copies from L2 (4.5 TB/s of both sides) bound it. Inputs brought by two
-// blocks for both (multicast) took 323.
+// On an H100, 2,048 rows by 2048 x 10240 in NVFP4: 184 us, 467 TFLOP/s, 4.7 TB/s of both sides from
+// L2. Inputs that two blocks bring for both (multicast) and blocks that take several items in one
+// ring were not faster.
 #pragma once
 
 #include "backend/cuda/fragments.cuh"
@@ -110,24 +110,27 @@ struct WarpgroupTiles {
     const auto add_unit = [&](int u, Fragments& now, Fragments& next) {
       uint8_t* stage = shared + s * kStageBytes;
       const int after = s + 1 == kStages ? 0 : s + 1;
-      if constexpr (!kAhead) {
-        wait_for_copies<kStages - 1>();
-        now.decode(codes(s));
-      }
+      if constexpr (!kAhead) wait_for_copies<kStages - 1>();
       wait_for_phase(arrived + s, parity);
+      if constexpr (!kAhead) now.decode(codes(s));
       begin_unit<kUsed>(now, stage, done == 0, sums);
       if constexpr (kAhead) {
         wait_for_copies<kStages - 2>();
         if (u + 1 < w.units) next.decode(codes(after));
       }
       wait_for_products(sums);
-      if (lane == 0) arrive_at(read + s);
-      fetch_matrix(u + kStages, stage);
-      if (threadIdx.x == 0 && u > 0) {  // the stage before, which others may only now have read
-        const int before = s == 0 ? kStages - 1 : s - 1;
-        wait_for_phase(read + before, s == 0 ? parity ^ 1 : parity);
-        fetch_inputs(u - 1 + kStages, before);
+      if constexpr (kAhead) {
+        if (lane == 0) arrive_at(read + s);
+        if (threadIdx.x == 0 && u > 0) {  // the stage before, which others may only now have read
+          const int before = s == 0 ? kStages - 1 : s - 1;
+          wait_for_phase(read + before, s == 0 ? parity ^ 1 : parity);
+          fetch_inputs(u - 1 + kStages, before);
+        }
+      } else {  // few stages: filled again at once
+        __syncthreads();
+        if (threadIdx.x == 0) fetch_inputs(u + kStages, s);
       }
+      fetch_matrix(u + kStages, stage);
       s = after;
       if (s == 0) parity ^= 1;
       if (++done == w.units_per_slice || u + 1 == w.units) {
@@ -139,14 +142,19 @@ struct WarpgroupTiles {
         }
       }
     };
-    Fragments even, odd;
     if constexpr (kAhead) {
+      Fragments even, odd;
       wait_for_copies<kStages - 1>();
       even.decode(codes(0));
-    }
-    for (int u = 0; u < w.units; u += 2) {
-      add_unit(u, even, odd);
-      if (u + 1 < w.units) add_unit(u + 1, odd, even);
+      for (int u = 0; u < w.units; u += 2) {
+        add_unit(u, even, odd);
+        if (u + 1 < w.units) add_unit(u + 1, odd, even);
+      }
+    } else {
+      for (int u = 0; u < w.units; ++u) {
+        Fragments fragments;
+        add_unit(u, fragments, fragments);
+      }
     }
     if (tile >= w.tiles) return;
     const float* factors = w.factors + size_t(place) * kTileRows + lane / 4;
