@@ -34,9 +34,10 @@ constexpr int kManyBlocks = 1;
 #else
 constexpr int kManyBlocks = 2;
 #endif
-// Of a block of many rows, a warp for each when they choose.
+// Of a block of many rows: as many warps, which choose for a row each; before, groups of them have
+// the same kRowsAWarp rows and some experts each.
 constexpr int kManyRows = 8, kRowsAWarp = 4;
-constexpr int kExpertGroups = kRowsAWarp;  // kManyRows warps
+constexpr int kExpertGroups = kManyRows / (kManyRows / kRowsAWarp);
 
 // A block multiplies one row by kExperts experts, a warp a step of columns each. With a norm, x
 // is its output: blocks compute it for themselves, the first stores it, and the last one stores x +

@@ -3,9 +3,9 @@
 // come into shared memory as they lie in Order::kSlots (products.h), a unit's columns by one copy.
 // Device code of linear and experts.
 //
-// Where registers allow, a warp makes the next unit's fragments while this one's are multiplied;
-// the two warpgroups wait for each other only a whole ring later. Tiles of at most 64 used rows of
-// activations are multiplied by 64, which of an expert's last ones saves half.
+// Where registers allow (128 rows of activations), a warp makes the next unit's fragments while
+// this one's are multiplied, and the warpgroups read at their own pace. Of these tiles those of at
+// most 64 used rows are multiplied by 64, which of an expert's last ones saves half.
 //
 // The sum over K is stream.cuh's: the same products in the same order, so each thread holds two
 // sums, the slice's and the total.
