@@ -47,6 +47,8 @@ std::vector<ExpertsCase> experts_cases() {
     for (const int64_t rows : {0, 1, 3, 40}) cases.push_back({rows, 16, 4, 256, 64, format});
     cases.push_back({5, 3, 3, 48, 16, format});
     cases.push_back({9, 48, 4, 512, 96, format});
+    cases.push_back({8, 70, 6, 64, 32, format});
+    cases.push_back({8, 40, 9, 64, 32, format});
     cases.push_back({64, 6, 4, 32, 80, format});
     cases.push_back({300, 8, 2, 64, 32, format});
     cases.push_back({70, 3, 2, 288, 2112, format});

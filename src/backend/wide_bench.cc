@@ -195,8 +195,9 @@ void add_linear_rows(Backend& backend, const std::vector<int64_t>& rows) {
 }  // namespace
 
 void add_wide_rows(Backend& backend) {
-  const std::vector<int64_t> rows = backend.is_card() ? std::vector<int64_t>{1, 8, 64, 512, 2048}
-                                                      : std::vector<int64_t>{1, 2, 4, 16, 512};
+  const std::vector<int64_t> rows = backend.is_card()
+                                        ? std::vector<int64_t>{1, 2, 4, 8, 16, 64, 512, 2048}
+                                        : std::vector<int64_t>{1, 2, 4, 16, 512};
   add_linear_rows(backend, rows);
   const auto gate_up = std::make_shared<Copies>(backend, Use::kGatedExperts, Format::kNvfp4,
                                                 kExperts, 2 * kExpertWidth, kHidden, 1);

@@ -51,11 +51,67 @@ __host__ __device__ inline int chunk_ints(int pairs, int num_experts) {
   return (1 + lists + 2 * pairs + (groups + 2) * num_experts + 3) / 4 * 4;
 }
 
-// Pairs are counted by groups of a warp's, and placed behind those of earlier groups.
+// Of at most kRowGroup rows, where each expert is one chunk, by one warp, which holds all pairs.
+inline constexpr int kFewPairs = 2 * kWarp;
+__device__ inline void make_few_chunks(const RoutedRows& routed, const Chunks& chunks) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const int slots = routed.slots(), pairs = routed.pairs();
+  const int lane = int(threadIdx.x) % kWarp;
+  int experts[2], own[2] = {}, count = 0;  // own: the pair's chunk
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int pair = i * kWarp + lane;
+    experts[i] = pair < pairs ? __ldcg(routed.experts.row(pair / slots) + pair % slots) : -1;
+  }
+  // A chunk's number is how many experts before its own are taken.
+  for (int first = 0; first < routed.num_experts; first += kWarp) {
+    unsigned bits = 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const unsigned place = unsigned(experts[i] - first);
+      if (place < unsigned(kWarp)) bits |= 1u << place;
+    }
+    const unsigned taken = __reduce_or_sync(kAll, bits);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int before = experts[i] - first;
+      if (before > 0) own[i] += __popc(before < kWarp ? taken & ((1u << before) - 1) : taken);
+    }
+    count += __popc(taken);
+  }
+  for (int c = lane; c < count; c += kWarp) chunks.columns(c) = 0;
+  if (lane == 0) chunks.count() = count;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool is_pair = experts[i] >= 0;
+    const unsigned same = __match_any_sync(kAll, experts[i]);
+    const int rank = __popc(same & ((1u << lane) - 1));
+    const int earlier = is_pair ? chunks.columns(own[i]) : 0;
+    __syncwarp();
+    if (is_pair) {
+      const int pair = i * kWarp + lane;
+      chunks.row_and_pair(own[i], earlier + rank) = pair / slots << 16 | pair;
+      if (rank == 0) {
+        chunks.expert(own[i]) = experts[i];
+        chunks.columns(own[i]) = earlier + __popc(same);
+      }
+    }
+    __syncwarp();
+  }
+}
+
+// By all threads. Pairs are counted by groups of a warp's, and placed behind those of earlier
+// groups.
 __device__ inline Chunks make_chunks(const RoutedRows& routed, int* shared) {
   const int slots = routed.slots(), pairs = routed.pairs(), num_experts = routed.num_experts;
   const int lane = int(threadIdx.x) % kWarp, threads = int(blockDim.x);
   const Chunks chunks{shared, max_chunks(pairs, num_experts)};
+  if (int(routed.experts.rows) <= kRowGroup && pairs <= kFewPairs) {
+    if (int(threadIdx.x) < kWarp) make_few_chunks(routed, chunks);
+    __syncthreads();
+    return chunks;
+  }
   const int groups = (pairs + kWarp - 1) / kWarp;
   int* ids = chunks.end();
   int* ranks = ids + pairs;     // in the group, of the expert's
@@ -114,44 +170,9 @@ __device__ inline Chunks make_chunks(const RoutedRows& routed, int* shared) {
   return chunks;
 }
 
-// A block's items: of the line of all chunks' tiles, `together` an item, every `step`-th from
-// `first` on.
-struct ChunkItems {
-  struct Cursor {
-    int chunk, tile;
-  };
-
-  Chunks chunks;
-  int first, step;
-  int together;
-  int items_a_chunk;
-
-  __device__ Cursor cursor_of(int item) const {
-    item = first + item * step;
-    const int chunk = int(unsigned(item) / unsigned(items_a_chunk));
-    return {chunk, (item - chunk * items_a_chunk) * together};
-  }
-  __device__ Cursor next(Cursor at, int items) const {
-    const int tile = at.tile + items * step * together, tiles = items_a_chunk * together;
-    const int chunks_on = int(unsigned(tile) / unsigned(tiles));
-    return {at.chunk + chunks_on, tile - chunks_on * tiles};
-  }
-  __device__ Cursor part(Cursor at, int i) const { return {at.chunk, at.tile + i}; }
-  __device__ int matrix(Cursor at) const { return chunks.expert(at.chunk); }
-  __device__ bool is_read_once(Cursor at) const { return chunks.is_alone(at.chunk); }
-  __device__ int tile(Cursor at) const { return at.tile; }
-  __device__ int columns(Cursor at) const { return chunks.columns(at.chunk); }
-  __device__ int pair(Cursor at, int n) const { return chunks.pair(at.chunk, n); }
-};
-
 // A block's share of a line of items: as many as others have.
 struct Range {
   int first, count;
 };
-__device__ __forceinline__ Range range_of_block(int64_t items) {
-  const int block = int(blockIdx.x), blocks = int(gridDim.x);
-  const int first = int(items * block / blocks);
-  return {first, int(items * (block + 1) / blocks) - first};
-}
 
 }  // namespace nibble::cuda

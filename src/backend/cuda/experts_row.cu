@@ -244,8 +244,9 @@ struct DownWork {
 template <typename Unit, typename Plan, typename Source>
 __global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 64)
     gate_up_row_kernel(PackedMatrices w, Source source, Slots slots, Activations inner,
-                       int together, int sums_bytes) {
+                       int together, int sums_bytes, SharedExperts downs) {
   extern __shared__ __align__(16) uint8_t shared[];
+  if (threadIdx.x == 0) downs.bring_to_cache();
   const int ring_bytes = int(Plan::template ring_bytes<Unit>(int(blockDim.x) / kWarp));
   const RowPart own(w);
   const int items_a_place = int(unsigned(w.tiles + together - 1) / unsigned(together));
@@ -304,7 +305,8 @@ __global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 80)
 
 template <typename Unit, typename Source>
 void launch_gate_up(const Context& context, const PackedMatrices& w, const Source& source,
-                    unsigned cluster, const Slots& slots, const Activations& inner) {
+                    unsigned cluster, const Slots& slots, const Activations& inner,
+                    const SharedExperts& downs) {
   using Plan = GateUpPlan<Unit>;
   const auto kernel = gate_up_row_kernel<Unit, Plan, Source>;
   const int together = tiles_together(w), warps = together * w.slices;
@@ -328,7 +330,7 @@ void launch_gate_up(const Context& context, const PackedMatrices& w, const Sourc
   }
   grid.blocks.x = blocks_of(resident);
   const int sums_bytes = take_room(grid.blocks.x);
-  launch(context, grid, kernel, w, source, slots, inner, together, sums_bytes);
+  launch(context, grid, kernel, w, source, slots, inner, together, sums_bytes, downs);
 }
 
 template <typename Unit, bool kMuch>
@@ -380,12 +382,13 @@ void experts_row(const Context& context, const Activations& x, const Routing& ro
                     .count = int(routing.experts.cols),
                     .num_experts = num_experts,
                     .num_shared = routing.num_shared};
+  const SharedExperts downs(down, num_experts, routing.num_shared);
   if (route != nullptr) {
     launch_gate_up<Nvfp4Unit>(context, gate_up, RoutingSource{RowRoute(*route)}, kRouteCluster,
-                              slots, inner);
+                              slots, inner, downs);
   } else {
     with_unit(gate_up.format, [&]<typename Unit>(Unit) {
-      launch_gate_up<Unit>(context, gate_up, StoredSource{x}, 1, slots, inner);
+      launch_gate_up<Unit>(context, gate_up, StoredSource{x}, 1, slots, inner, downs);
     });
   }
   with_unit(down.format, [&]<typename Unit>(Unit) {

@@ -198,14 +198,13 @@ class Bringer {
 
 using ExpertsSweep = Sweep<Unit, Inputs, Balanced, kTiles, Divisor>;
 
-__global__ void __launch_bounds__((kMostWarps + 1) * kWarp, 1)
-    experts_sweep_kernel(const __grid_constant__ PackedMatrices gate_up,
-                         const __grid_constant__ Activations x,
-                         const __grid_constant__ PackedMatrices down,
-                         const __grid_constant__ Activations inner, RoutedRows routed,
-                         float* products, int* made, int buffers,
-                         const __grid_constant__ Products::Divisors divisors) {
+__global__ void __launch_bounds__((kMostWarps + 1) * kWarp, 1) experts_sweep_kernel(
+    const __grid_constant__ PackedMatrices gate_up, const __grid_constant__ Activations x,
+    const __grid_constant__ PackedMatrices down, const __grid_constant__ Activations inner,
+    RoutedRows routed, float* products, int* made, int buffers,
+    const __grid_constant__ Products::Divisors divisors, SharedExperts gates, SharedExperts downs) {
   extern __shared__ __align__(16) uint8_t shared[];
+  if (threadIdx.x == 0) gates.bring_to_cache(), downs.bring_to_cache();
   const int most_units = max(gate_up.units, down.units), warps = divisors.warps;
   uint8_t* after = shared + ExpertsSweep::Shape::shared_bytes(warps);
   ExpertsSweep sweep(divisors.warps, shared);
@@ -288,7 +287,8 @@ SlotSums experts_sweep(const Context& context, const Activations& x, const Routi
           .threads = (plan.warps + 1) * kWarp,
           .shared_bytes = plan.shared_bytes},
          experts_sweep_kernel, gate_up, x, down, inner, routed, products, context.counters,
-         plan.buffers, divisors);
+         plan.buffers, divisors, SharedExperts(gate_up, num_experts, routing.num_shared),
+         SharedExperts(down, num_experts, routing.num_shared));
   return {.weights = routing.weights,
           .products = products,
           .outputs = down.rows,

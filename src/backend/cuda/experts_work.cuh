@@ -12,6 +12,24 @@ __device__ __forceinline__ auto stored_weights(const float* weights) {
   return [weights](int k) { return __ldcg(weights + k); };
 }
 
+// The experts that every row takes: a matrix' last.
+struct SharedExperts {
+  const uint8_t* data = nullptr;
+  size_t bytes = 0;
+
+  SharedExperts(const PackedMatrices& w, int num_experts, int num_shared)
+      : data(w.data + size_t(num_experts - num_shared) * w.tiles * w.tile_bytes),
+        bytes(size_t(num_shared) * w.tiles * w.tile_bytes) {}
+
+  // By one thread of each block, before the routing is known: a part of them, on its way to L2.
+  __device__ __forceinline__ void bring_to_cache() const {
+#if __CUDA_ARCH__ >= 900
+    const size_t part = (bytes / gridDim.x / 16 + 1) * 16, first = part * blockIdx.x;
+    if (first < bytes) prefetch_bulk(data + first, uint32_t(min(part, bytes - first)));
+#endif
+  }
+};
+
 // The sum over a row's slots, in their order. products: of slot 0, `stride` apart.
 template <typename WeightOf>
 __device__ __forceinline__ float sum_of_slots(const WeightOf& weight_of, const float* products,

@@ -21,7 +21,6 @@ struct LinearWork {
   __device__ int columns(Cursor) const { return rows; }
   __device__ int input_row(Cursor, int n) const { return first_row + n; }
   __device__ int items_known() const { return kTileRows * w.tiles; }
-  __device__ void learn_items() const {}
   __device__ void begin() const { wait_for_predecessor(); }
   __device__ void finish(Cursor, int tile, int i, int n, float low, float high) const {
     const int row = tile * kTileRows + i;

@@ -1,5 +1,5 @@
 // The products of up to 8 rows with few tiles: the warps of a block share a tile's K, a slice each,
-// and the slices' sums meet in shared memory. Device code of linear and experts.
+// and the slices' sums meet in shared memory. Device code of linear and head.
 //
 // A block is `together` row tiles of `slices` warps each; warps beyond look on. Each warp keeps a
 // ring of units in flight through all items of its block, so the first units are under way before
@@ -15,8 +15,8 @@
 //   int columns(cursor)                              how many rows of activations there are
 //   int input_row(cursor, n)                         which they are, n < columns
 //   int items_known()                                of how many items matrix() holds before
-//   begin() Activations begin()                              waits until they can be read void
-//   finish(cursor, tile, i, n, low, high)       takes the products of rows i, i + 8 of a tile
+//   Activations begin()                              waits until they can be read
+//   finish(cursor, tile, i, n, low, high)            takes the products of rows i, i + 8 of a tile
 #pragma once
 
 #include <algorithm>
@@ -111,7 +111,6 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const W
   };
   const int known = min(kRound, min(items, work.items_known()));
   float2 factors = factors_of(place_of(thread), first, known);
-  work.learn_items();
 #pragma unroll 1
   for (int s = early; s < Shape::kStages; ++s) fetch();
   const Activations x = work.begin();

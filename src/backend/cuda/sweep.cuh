@@ -13,9 +13,8 @@
 //
 //   StagedInputs  where a block's items share their rows: through shared memory, once for all,
 //                 brought by a warp of their own ahead of the others
-//   OwnInputs     where each warp has rows of its own: into registers, a unit ahead
-//
-// With OwnInputs, reading them from L2 bounds it: of 8 rows they are more than a tile's bytes.
+//   OwnInputs     where each warp has rows of its own: from L2 or shared memory into registers, a
+//                 unit ahead
 #pragma once
 
 #include <type_traits>
@@ -175,12 +174,11 @@ class StagedInputs {
   const uint8_t* from_ = nullptr;
 };
 
-// to = 16 bytes at `from` where `valid`, else left as it is.
+// to = 16 bytes at `from`, in either memory, where `valid`, else left as it is.
 __device__ __forceinline__ void load_where(bool valid, const void* from, uint32_t* to) {
-  asm volatile(
-      "{.reg .pred p;\n setp.ne.u32 p, %5, 0;\n @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
-      : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3])
-      : "l"(from), "r"(uint32_t(valid)));
+  asm volatile("{.reg .pred p;\n setp.ne.u32 p, %5, 0;\n @p ld.v4.u32 {%0, %1, %2, %3}, [%4];}"
+               : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3])
+               : "l"(from), "r"(uint32_t(valid)));
 }
 
 // Beyond the row's columns, where the matrix has zeros, earlier ones of the same row stay.
