@@ -14,7 +14,7 @@
 // Hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3 (backend_bench
 // --benchmark_filter=wide/experts): 2, 4 and 8 rows 25.3, 36.7 and 53.0 us, 51, 67 and 77 % of 3.1
 // TB/s. Each expert more costs its bytes; the rest is what neither product can overlap: making the
-// chunks, the way of the first weights, and blocks that end up to 9 us after others.
+// chunks, the way of the first weights, and blocks that end later than others.
 #include <algorithm>
 
 #include "backend/cuda/experts_chunks.cuh"
