@@ -51,7 +51,8 @@ __host__ __device__ inline int chunk_ints(int pairs, int num_experts) {
   return (1 + lists + 2 * pairs + (groups + 2) * num_experts + 3) / 4 * 4;
 }
 
-// Of at most kRowGroup rows, where each expert is one chunk, by one warp, which holds all pairs.
+// Of at most kRowGroup rows, each of different experts: an expert is one chunk. By one warp, which
+// holds all pairs.
 inline constexpr int kFewPairs = 2 * kWarp;
 __device__ inline void make_few_chunks(const RoutedRows& routed, const Chunks& chunks) {
   constexpr unsigned kAll = 0xffffffffu;
