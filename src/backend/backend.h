@@ -54,7 +54,8 @@ struct RouterShape {
   bool normalize = true;  // weights / their sum, before scaling
 };
 
-struct Routing {   // per row: its experts, the chosen before the shared ones, and their weights
+// Per row: its experts, all different, the chosen before the shared ones, and their weights.
+struct Routing {
   Tensor experts;  // [T, top_k + num_shared] i32
   Tensor weights;  // [T, top_k + num_shared] f32
   int num_shared = 0;
