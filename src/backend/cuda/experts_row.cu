@@ -2,7 +2,7 @@
 //
 //   gate_up  an item = a slot's expert x the tiles of a block at once; a block takes every so
 //            many-th item. Shared experts come first: their weights are known before the routing
-//            is.
+//            is; down's are brought to L2 meanwhile.
 //   down     a block = the tiles of outputs that it takes at once, an item = a slot; then the sum
 //            over the slots
 //
@@ -13,9 +13,9 @@
 // gate_up's are on their way, and not before, or they would come in between.
 //
 // NVFP4, hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3 (backend_bench
-// --benchmark_filter=wide): 12.8 us, 55 % of 3.0 TB/s, two hand-overs counted, without routing and
-// two units more of gate_up under way. In a step, with norm and routing: 2.7 us from the wait to
-// the choice, 6 to 7 to gate_up's end, and 3.4 from down's wait to its end.
+// --benchmark_filter=wide): 14.7 us, 47 % of 3.1 TB/s, two hand-overs counted, without routing. In
+// a step, with norm and routing, slowed by 4 % by reading the clock: 3.9 us from the wait to the
+// choice in the mean of warps, and 3.1 from down's wait to its end.
 #include "backend/cuda/experts_products.h"
 #include "backend/cuda/experts_work.cuh"
 #include "backend/cuda/route_row.cuh"

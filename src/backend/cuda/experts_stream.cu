@@ -13,8 +13,9 @@
 //
 // Hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3 (backend_bench
 // --benchmark_filter=wide/experts): 2, 4 and 8 rows 25.3, 36.7 and 53.0 us, 51, 67 and 77 % of 3.1
-// TB/s. Each expert more costs its bytes; the rest is what neither product can overlap: making the
-// chunks, the way of the first weights, and blocks that end later than others.
+// TB/s, with 22 warps in down. Each expert more costs its bytes; the rest is what neither product
+// can overlap: making the chunks, the way of the first weights, and blocks that end later than
+// others.
 #include <algorithm>
 
 #include "backend/cuda/experts_chunks.cuh"
@@ -76,7 +77,8 @@ struct DownWork {
   }
 };
 
-constexpr int kFewestStagedWarps = 16;  // with fewer, rows stay where they are
+// With fewer, rows stay where they are: a card of little shared memory needs it for the rings.
+constexpr int kFewestStagedWarps = 16;
 // 80 registers each, or 128.
 template <typename Unit>
 constexpr int kMostWarps = Unit::kBytes < 2048 ? kMaxSweepWarps : 16;

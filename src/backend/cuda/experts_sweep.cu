@@ -7,6 +7,8 @@
 // down. So the rows that a down needs have been there for the time of another half, whichever
 // blocks made them, and the rings never run dry.
 //
+// Before the routing is known, the experts that all rows take are brought to L2.
+//
 // All blocks must be there at once: one a multiprocessor, and none of a later kernel before all of
 // them have begun.
 //
