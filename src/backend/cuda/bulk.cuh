@@ -69,6 +69,12 @@ __device__ __forceinline__ void see_in_bulk_copies() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
+// What this thread has read of shared memory, bulk copies may write over once it has arrived at a
+// barrier for which they wait.
+__device__ __forceinline__ void let_bulk_copies_overwrite() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // Copies `bytes`, a multiple of 16, both addresses aligned to 16, by one thread; the barrier's
 // phase counts them as they come.
 __device__ __forceinline__ void copy_bulk(void* shared, const void* global, int bytes,

@@ -102,17 +102,12 @@ __device__ inline void make_few_chunks(const RoutedRows& routed, const Chunks& c
   }
 }
 
-// By all threads. Pairs are counted by groups of a warp's, and placed behind those of earlier
-// groups.
-__device__ inline Chunks make_chunks(const RoutedRows& routed, int* shared) {
+// Of any rows, by all threads. Pairs are counted by groups of a warp's, and placed behind those of
+// earlier groups.
+__device__ inline Chunks make_many_chunks(const RoutedRows& routed, int* shared) {
   const int slots = routed.slots(), pairs = routed.pairs(), num_experts = routed.num_experts;
   const int lane = int(threadIdx.x) % kWarp, threads = int(blockDim.x);
   const Chunks chunks{shared, max_chunks(pairs, num_experts)};
-  if (int(routed.experts.rows) <= kRowGroup && pairs <= kFewPairs) {
-    if (int(threadIdx.x) < kWarp) make_few_chunks(routed, chunks);
-    __syncthreads();
-    return chunks;
-  }
   const int groups = (pairs + kWarp - 1) / kWarp;
   int* ids = chunks.end();
   int* ranks = ids + pairs;     // in the group, of the expert's
@@ -167,6 +162,18 @@ __device__ inline Chunks make_chunks(const RoutedRows& routed, int* shared) {
     const int place = counts[i / kWarp * num_experts + ids[i]] + ranks[i];
     chunks.row_and_pair(bases[ids[i]] + place / kRowGroup, place % kRowGroup) = i / slots << 16 | i;
   }
+  __syncthreads();
+  return chunks;
+}
+
+// By all threads: the faster way of the two.
+__device__ __forceinline__ Chunks make_chunks(const RoutedRows& routed, int* shared) {
+  const int pairs = routed.pairs();
+  if (int(routed.experts.rows) > kRowGroup || pairs > kFewPairs) {
+    return make_many_chunks(routed, shared);
+  }
+  const Chunks chunks{shared, max_chunks(pairs, routed.num_experts)};
+  if (int(threadIdx.x) < kWarp) make_few_chunks(routed, chunks);
   __syncthreads();
   return chunks;
 }

@@ -214,7 +214,7 @@ __global__ void __launch_bounds__((kMostWarps + 1) * kWarp, 1) experts_sweep_ker
   auto* lists = reinterpret_cast<int*>(after + Inputs::shared_bytes(most_units, buffers));
   wait_for_predecessor();
   let_successor_begin();
-  const Chunks chunks = make_chunks(routed, lists);  // where all threads meet
+  const Chunks chunks = make_many_chunks(routed, lists);  // where all threads meet
   const Products work{
       chunks,       gate_up, down, divisors, static_cast<bf16*>(const_cast<void*>(inner.data)),
       inner.stride, products};

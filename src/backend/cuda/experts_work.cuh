@@ -3,6 +3,8 @@
 // A pair is a row and one of its slots: pair = row * top_k + slot.
 #pragma once
 
+#include <algorithm>
+
 #include "backend/cuda/fragments.cuh"
 
 namespace nibble::cuda {
@@ -15,17 +17,17 @@ __device__ __forceinline__ auto stored_weights(const float* weights) {
 // The experts that every row takes: a matrix' last.
 struct SharedExperts {
   const uint8_t* data = nullptr;
-  size_t bytes = 0;
+  uint32_t bytes = 0;  // no more than any L2 holds
 
   SharedExperts(const PackedMatrices& w, int num_experts, int num_shared)
       : data(w.data + size_t(num_experts - num_shared) * w.tiles * w.tile_bytes),
-        bytes(size_t(num_shared) * w.tiles * w.tile_bytes) {}
+        bytes(uint32_t(std::min(size_t(num_shared) * w.tiles * w.tile_bytes, size_t{1} << 30))) {}
 
   // By one thread of each block, before the routing is known: a part of them, on its way to L2.
   __device__ __forceinline__ void bring_to_cache() const {
 #if __CUDA_ARCH__ >= 900
-    const size_t part = (bytes / gridDim.x / 16 + 1) * 16, first = part * blockIdx.x;
-    if (first < bytes) prefetch_bulk(data + first, uint32_t(min(part, bytes - first)));
+    const uint32_t part = (bytes / gridDim.x / 16 + 1) * 16, first = part * blockIdx.x;
+    if (first < bytes) prefetch_bulk(data + first, min(part, bytes - first));
 #endif
   }
 };

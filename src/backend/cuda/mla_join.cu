@@ -96,63 +96,59 @@ __device__ float2 join_row(const Partials& p, int64_t first, int splits, JoinSha
 // Of the blocks that need a row's average, each joins a part of its columns, for all of them.
 constexpr int kJoiners = kValue / kOutputs, kPartColumns = kLatent / kJoiners;
 constexpr int kPartPairs = kPartColumns / 2;
+constexpr int kPartSlots = kMostSplits / kBlockSplits;
 static_assert(kPartColumns == 4 * kWarp && kThreads == kJoiners * kPartPairs);
 
 struct PartShared {
-  float blocks[kSlots][kPartColumns];
+  float blocks[kPartSlots][kPartColumns];
 };
 
-// The average of columns 2 (threadIdx.x % kPartPairs) and the next of the part: as join_row().
+// The average of columns 2 (threadIdx.x % kPartPairs) and the next of the part: as join_row(), with
+// all splits on their way at once.
 __device__ float2 join_part(const Partials& p, int64_t first, int splits, int part,
                             PartShared& shared) {
-  constexpr int kWarps = kThreads / kWarp, kOwn = kSlots / kWarps;
+  constexpr int kWarps = kThreads / kWarp, kOwn = kPartSlots / kWarps;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int blocks = (splits + kBlockSplits - 1) / kBlockSplits;
   const float* logs = p.log_sums + first;
-  float2 total = make_float2(0, 0);
-  float top = -INFINITY, weight = 0;
-  for (int round = 0; round < blocks; round += kSlots) {
-    const int count = min(kSlots, blocks - round);
-    uint2 raw[kOwn][kBlockSplits];
+  uint2 raw[kOwn][kBlockSplits];
 #pragma unroll
-    for (int k = 0; k < kOwn; ++k) {
+  for (int k = 0; k < kOwn; ++k) {
+    if (k * kWarps + warp >= blocks) break;
 #pragma unroll
-      for (int i = 0; i < kBlockSplits; ++i) {
-        const int s = min((round + k * kWarps + warp) * kBlockSplits + i, splits - 1);
-        const __half* at = p.values + (first + s) * kLatent + part * kPartColumns;
-        raw[k][i] = reinterpret_cast<const uint2*>(at)[lane];
-      }
+    for (int i = 0; i < kBlockSplits; ++i) {
+      const int s = min((k * kWarps + warp) * kBlockSplits + i, splits - 1);
+      const __half* at = p.values + (first + s) * kLatent + part * kPartColumns;
+      raw[k][i] = reinterpret_cast<const uint2*>(at)[lane];
     }
-    if (round == 0) {
-      float all = 0;
-      for (int s = lane; s < splits; s += kWarp) top = fmaxf(top, logs[s]);
-      top = warp_max(top);
-      for (int s = lane; s < splits; s += kWarp) all += power_of_two(logs[s] - top);
-      weight = 1.0f / warp_sum(all);
-    }
-#pragma unroll
-    for (int k = 0; k < kOwn; ++k) {
-      const int slot = k * kWarps + warp;
-      float sum[4] = {};
-#pragma unroll
-      for (int i = 0; i < kBlockSplits; ++i) {
-        const int s = (round + slot) * kBlockSplits + i;
-        if (s >= splits) break;
-        add_split(raw[k][i], power_of_two(logs[s] - top) * weight, sum);
-      }
-      if (slot < count) {
-        reinterpret_cast<float4*>(shared.blocks[slot])[lane] =
-            make_float4(sum[0], sum[1], sum[2], sum[3]);
-      }
-    }
-    __syncthreads();
-    for (int slot = 0; slot < count; ++slot) {
-      const float2 sum =
-          reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x % kPartPairs];
-      total.x += sum.x, total.y += sum.y;
-    }
-    __syncthreads();
   }
+  float top = -INFINITY, all = 0;
+  for (int s = lane; s < splits; s += kWarp) top = fmaxf(top, logs[s]);
+  top = warp_max(top);
+  for (int s = lane; s < splits; s += kWarp) all += power_of_two(logs[s] - top);
+  const float weight = 1.0f / warp_sum(all);
+#pragma unroll
+  for (int k = 0; k < kOwn; ++k) {
+    const int slot = k * kWarps + warp;
+    if (slot >= blocks) break;
+    float sum[4] = {};
+#pragma unroll
+    for (int i = 0; i < kBlockSplits; ++i) {
+      const int s = slot * kBlockSplits + i;
+      if (s >= splits) break;
+      add_split(raw[k][i], power_of_two(logs[s] - top) * weight, sum);
+    }
+    reinterpret_cast<float4*>(shared.blocks[slot])[lane] =
+        make_float4(sum[0], sum[1], sum[2], sum[3]);
+  }
+  __syncthreads();
+  float2 total = make_float2(0, 0);
+  for (int slot = 0; slot < blocks; ++slot) {
+    const float2 sum =
+        reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x % kPartPairs];
+    total.x += sum.x, total.y += sum.y;
+  }
+  __syncthreads();
   return total;
 }
 

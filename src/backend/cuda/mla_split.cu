@@ -25,6 +25,28 @@ namespace {
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kQueryPitch = kRecord + 8;  // 16-bit values
 
+// The tiles of every step-th split of a row, from `split` on.
+template <int kTile>
+struct SplitTiles {
+  int length, span, split, step;
+  int count;
+
+  __device__ __forceinline__ SplitTiles(int length, int split, int step)
+      : length(length), span(split_span(length)), split(split), step(step) {
+    const int splits = (length + span - 1) / span, own = (splits - split + step - 1) / step;
+    const int last = split + (own - 1) * step;
+    count = (own - 1) * (span / kTile) + (min(span, length - last * span) + kTile - 1) / kTile;
+  }
+  __device__ __forceinline__ int split_of(int tile) const {
+    return split + tile / (span / kTile) * step;
+  }
+  __device__ __forceinline__ int first_of(int tile) const {
+    return split_of(tile) * span + tile % (span / kTile) * kTile;
+  }
+  __device__ __forceinline__ int end_of(int split) const { return min((split + 1) * span, length); }
+  __device__ __forceinline__ int length_of(int split) const { return end_of(split) - split * span; }
+};
+
 template <KvFormat format, int kHeadTiles, int kTile, int kStages>
 struct Kernel {
   using T = RecordTile<format>;
@@ -40,6 +62,18 @@ struct Kernel {
     uint32_t scales;  // in 2 bytes from there; then themselves: BF16 of latent and rope key
   };
 
+  // What only finding records and storing outputs take.
+  struct Row {
+    SplitTiles<kTile> tiles;
+    const int32_t* pages;
+    int heads;
+    uint32_t first_partial;  // of the block's heads
+
+    __device__ __forceinline__ int position(int tile, int own) const {
+      return min(tiles.first_of(tile) + own, tiles.end_of(tiles.split_of(tile)) - 1);
+    }
+  };
+
   struct Shared {
     alignas(16) uint8_t tiles[kStages][kTile * T::kBytes];
     // Of a head in the last slice, the scores give way to its probabilities.
@@ -47,6 +81,7 @@ struct Kernel {
     float factors[kHeads];   // of the outputs so far
     float averages[kHeads];  // the factor that makes outputs averages
     Where where[2 * kBatch][kTile];
+    Row row;
     alignas(16) uint16_t queries[];  // [heads, kQueryPitch]
   };
 
@@ -358,27 +393,6 @@ constexpr size_t shared_bytes(int heads) {
   return sizeof(typename K::Shared) + size_t(std::min(heads, K::kHeads)) * kQueryPitch * 2;
 }
 
-// The tiles of every step-th split of a row, from `split` on.
-template <int kTile>
-struct SplitTiles {
-  int length, span, split, step;
-  int count;
-
-  __device__ __forceinline__ SplitTiles(int length, int split, int step)
-      : length(length), span(split_span(length)), split(split), step(step) {
-    const int splits = (length + span - 1) / span, own = (splits - split + step - 1) / step;
-    const int last = split + (own - 1) * step;
-    count = (own - 1) * (span / kTile) + (min(span, length - last * span) + kTile - 1) / kTile;
-  }
-  __device__ __forceinline__ int split_of(int tile) const {
-    return split + tile / (span / kTile) * step;
-  }
-  __device__ __forceinline__ int first_of(int tile) const {
-    return split_of(tile) * span + tile % (span / kTile) * kTile;
-  }
-  __device__ __forceinline__ int end_of(int split) const { return min((split + 1) * span, length); }
-};
-
 // Blocks: x = splits from there on, gridDim.x apart; y = row, z = group of heads.
 template <KvFormat format, int kHeadTiles, int kTile, int kStages>
 __global__ void __launch_bounds__(kThreads, kStages == 2 ? 2 : 1)
@@ -399,25 +413,34 @@ __global__ void __launch_bounds__(kThreads, kStages == 2 ? 2 : 1)
     return;
   }
   const SplitTiles<kTile> tiles(length, first_split, gridDim.x);
+  const int num_tiles = tiles.count;
   const int first_head = blockIdx.z * K::kHeads, heads = min(K::kHeads, b.heads - first_head);
-  const int32_t* pages = step.pages + segment.first_page;
   // A thread's record of a batch. Those past a split's last are masked, not missing: they are given
   // its own.
   const int own_tile = threadIdx.x / kTile, own = threadIdx.x % kTile;
-  const auto position_of = [&](int tile) {
-    return min(tiles.first_of(tile) + own, tiles.end_of(tiles.split_of(tile)) - 1);
-  };
-  const auto page_of = [&](int position) { return pages[position / records.page_size]; };
-  if (own_tile < tiles.count) {
-    const int position = position_of(own_tile);
-    s.where[own_tile][own] = K::place_of(records, page_of(position), position % records.page_size);
+  const int64_t first_partial = (int64_t(blockIdx.y) * b.heads + first_head) * out.max_splits;
+  const typename K::Row known{.tiles = tiles,
+                              .pages = step.pages + segment.first_page,
+                              .heads = heads,
+                              .first_partial = uint32_t(first_partial)};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+  constexpr bool kSharesRow = false;  // a little faster
+#else
+  constexpr bool kSharesRow = true;  // or registers would be short
+#endif
+  if (kSharesRow && threadIdx.x == 0) s.row = known;
+  const typename K::Row& r = kSharesRow ? s.row : known;
+  if (own_tile < num_tiles) {
+    const int position = known.position(own_tile, own);
+    const int32_t page = known.pages[position / records.page_size];
+    s.where[own_tile][own] = K::place_of(records, page, position % records.page_size);
   }
   __syncthreads();
 
   bool waited = false;
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) {
-    if (i < tiles.count) {
+    if (i < num_tiles) {
       const int end = min(tiles.first_of(i) + kTile, tiles.end_of(tiles.split_of(i)));
       if (!waited && end > segment.context) {
         wait_for_predecessor();
@@ -428,35 +451,34 @@ __global__ void __launch_bounds__(kThreads, kStages == 2 ? 2 : 1)
     commit_copies();
   }
   if (!waited) wait_for_predecessor();
-  if (K::T::kHasScales && own_tile < tiles.count) {
+  if (K::T::kHasScales && own_tile < num_tiles) {
     s.where[own_tile][own].scales = K::scales_at(records, s.where[own_tile][own]);
   }
   K::load_queries(queries + (int64_t(blockIdx.y) * b.heads + first_head) * kRecord, heads,
                   s.queries);
 
   float values[4][kHeadTiles][4], tops[kHeadTiles], sums[kHeadTiles];
-  const int64_t first = (int64_t(blockIdx.y) * b.heads + first_head) * out.max_splits;
   int i = 0;  // of the block's tiles
-  for (int split = first_split; i < tiles.count; split += tiles.step) {
+  for (int split = first_split; i < num_tiles; split += r.tiles.step) {
 #pragma unroll
     for (int n = 0; n < kHeadTiles; ++n) {
       tops[n] = -INFINITY, sums[n] = 0;
 #pragma unroll
       for (int k = 0; k < 16; ++k) values[k / 4][n][k % 4] = 0;
     }
-    for (int count = tiles.end_of(split) - split * tiles.span; count > 0; count -= kTile, ++i) {
+    for (int count = r.tiles.length_of(split); count > 0; count -= kTile, ++i) {
       wait_for_copies<kStages - 2>();
       __syncthreads();
       const int next = i + kStages - 1;
-      if (next < tiles.count) {
+      if (next < num_tiles) {
         K::copy(records, s.where[next % (2 * kBatch)], s.tiles[next % kStages]);
       }
       commit_copies();
       // The next batch's records are looked up while this tile is computed.
       const int located = i + kBatch + own_tile;
-      const bool locates = i % kBatch == 0 && located < tiles.count;
-      const int position = locates ? position_of(located) : 0;
-      const int32_t page = locates ? page_of(position) : 0;
+      const bool locates = i % kBatch == 0 && located < num_tiles;
+      const int position = locates ? r.position(located, own) : 0;
+      const int32_t page = locates ? r.pages[position / records.page_size] : 0;
       const auto* where = s.where[i % (2 * kBatch)];
       const uint8_t* tile = s.tiles[i % kStages];
       K::score(s, tile, where, count, heads);
@@ -471,8 +493,9 @@ __global__ void __launch_bounds__(kThreads, kStages == 2 ? 2 : 1)
       K::add_values(s, tile, count, values);
       if (locates) s.where[located % (2 * kBatch)][own] = found;
     }
-    K::store_log_sums(heads, tops, sums, out.log_sums + first + split, out.max_splits);
-    K::store_averages(s, heads, values, out.values + (first + split) * kLatent, out.max_splits);
+    const int64_t partial = kSharesRow ? r.first_partial + split : first_partial + split;
+    K::store_log_sums(r.heads, tops, sums, out.log_sums + partial, out.max_splits);
+    K::store_averages(s, r.heads, values, out.values + partial * kLatent, out.max_splits);
   }
 }
 
@@ -565,7 +588,7 @@ void launch_format(const Context& context, LatentQueries q, const KvLayer& cache
 
 int most_splits(int bound) {
   if (bound <= 4096) return splits_of(bound);
-  return bound <= 16384 ? std::max(64, splits_of(bound)) : 128;
+  return bound <= 16384 ? std::max(64, splits_of(bound)) : kMostSplits;
 }
 
 void attend_splits(const Context& context, LatentQueries q, const MlaShape& shape, RowRange rows,

@@ -36,6 +36,7 @@ __host__ __device__ constexpr int split_span(int length) {
 __host__ __device__ constexpr int splits_of(int length) {
   return (length + split_span(length) - 1) / split_span(length);
 }
+constexpr int kMostSplits = 128;  // of any length
 // The most splits of any length up to `bound`.
 int most_splits(int bound);
 

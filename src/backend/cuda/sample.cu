@@ -33,8 +33,8 @@ constexpr uint64_t kNoKey = ~uint64_t(0);
 
 // Running counts and weights of tokens.
 struct Mass {
-  uint64_t weight = 0;
-  uint32_t count = 0;
+  uint64_t weight;
+  uint32_t count;
 
   __device__ void add(Mass other) {
     weight += other.weight;
@@ -79,7 +79,7 @@ __device__ __forceinline__ int id_of(uint64_t key) {
 
 __device__ __forceinline__ Mass warp_total(Mass mass) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    Mass other;
+    Mass other{};
     other.weight = __shfl_xor_sync(0xffffffffu, mass.weight, offset);
     other.count = __shfl_xor_sync(0xffffffffu, mass.count, offset);
     mass.add(other);
@@ -93,7 +93,7 @@ __device__ Mass block_total(Mass mass, Shared& shared) {
   __syncthreads();
   if (threadIdx.x % kWarp == 0) shared.warp_masses[threadIdx.x / kWarp] = mass;
   __syncthreads();
-  Mass sum;
+  Mass sum{};
   for (int w = 0; w < kThreads / kWarp; ++w) sum.add(shared.warp_masses[w]);
   return sum;
 }
@@ -116,7 +116,7 @@ struct Row {
   // Nothing for what min_p drops, and for what is not a number.
   __device__ __forceinline__ Mass mass(float logit) const {
     const float share = expf(-distance(logit));
-    Mass mass;
+    Mass mass{};
     if (!(share >= min_p)) return mass;
     mass.weight = __float2ull_rn(share * 0x1p36f);
     mass.count = 1;
@@ -209,7 +209,7 @@ __device__ void fill_bins(const Row& row, int window, Shared& shared) {
   for (auto& part : shared.bins.weight_parts) part[threadIdx.x] = 0;
   __syncthreads();
   constexpr uint32_t kMask = (1u << kPartBits) - 1;
-  Mass nearer, all;
+  Mass nearer{}, all{};
   for_each_token(row.logits, row.vocab, [&](float logit, int) {
     const Mass mass = row.mass(logit);
     all.add(mass);
@@ -273,7 +273,7 @@ __device__ void take_bins(const Bins& bins, Shared& shared) {
 }
 
 __device__ __forceinline__ Mass bin_mass(int bin, const Shared& shared) {
-  Mass mass;
+  Mass mass{};
   for (int part = 0; part < 3; ++part) {
     mass.weight += uint64_t(shared.bins.weight_parts[part][bin]) << (part * kPartBits);
   }
@@ -288,7 +288,7 @@ __device__ bool find_bin(uint64_t target, bool by_count, Shared& shared) {
   Mass running = mine;  // of this thread's warp up to this thread
   const int lane = threadIdx.x % kWarp;
   for (int offset = 1; offset < kWarp; offset *= 2) {
-    Mass lower;
+    Mass lower{};
     lower.weight = __shfl_up_sync(0xffffffffu, running.weight, offset);
     lower.count = __shfl_up_sync(0xffffffffu, running.count, offset);
     if (lane >= offset) running.add(lower);
@@ -323,10 +323,10 @@ __device__ void halve_bin(const Row& row, uint64_t target, bool by_count, Shared
   uint64_t low = 0, high = kNoKey;
   const int bin = shared.bin;
   const Mass before = shared.before;
-  Mass reached;
+  Mass reached{};
   while (low < high) {
     const uint64_t middle = low + (high - low) / 2;
-    Mass mass;
+    Mass mass{};
     for_each_in_bin(row, bin, shared, [&](uint64_t key, Mass m) {
       if (key <= middle) mass.add(m);
     });

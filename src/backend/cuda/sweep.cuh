@@ -141,6 +141,9 @@ class StagedInputs {
   }
   // The next `count` segments have ended for this warp.
   __device__ __forceinline__ void leave(int count) {
+#if __CUDA_ARCH__ >= 900
+    let_bulk_copies_overwrite();
+#endif
     for (int i = 0; i < count; ++i) arrive_at(left_ + wait_for(i));
     pass(count);
   }
