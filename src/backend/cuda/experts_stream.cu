@@ -12,10 +12,9 @@
 // For NVFP4 and more rows experts_sweep.cu is faster, where a block has the memory.
 //
 // Hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3 (backend_bench
-// --benchmark_filter=wide/experts): 2, 4 and 8 rows 25.3, 36.7 and 53.0 us, 51, 67 and 77 % of 3.1
-// TB/s, with 22 warps in down. Each expert more costs its bytes; the rest is what neither product
-// can overlap: making the chunks, the way of the first weights, and blocks that end later than
-// others.
+// --benchmark_filter=wide/experts): 2, 4 and 8 rows 24.9, 36.4 and 52.7 us, 52, 68 and 78 % of 3.1
+// TB/s. Each expert more costs its bytes; the rest is what neither product can overlap: making the
+// chunks, the way of the first weights, and blocks that end later than others.
 #include <algorithm>
 
 #include "backend/cuda/experts_chunks.cuh"

@@ -14,7 +14,7 @@
 // Records of earlier steps are fetched before the predecessor has ended.
 //
 // H100, 20 heads, INT8: 64 rows x 1k take 36 us, where reading the records takes 13; 8 rows x 32k
-// with kv_b's products 119 us, 43 % of 3.0 TB/s (BF16 62 %, FP8 40 %, NVFP4 26 %). Bound by the
+// with kv_b's products 126 us, 39 % of 3.1 TB/s (BF16 58 %, FP8 34 %, NVFP4 23 %). Bound by the
 // chain of unpacking, products and barriers in a tile, of which two blocks overlap.
 #include "backend/cuda/mla_stages.h"
 #include "backend/cuda/mla_tile.cuh"
