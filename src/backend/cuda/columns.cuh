@@ -146,9 +146,19 @@ __device__ __forceinline__ void scale_columns(float scale, const float (&gain)[k
   for (int i = 0; i < kLaneColumns; ++i) x[i] = x[i] * scale * gain[i];
 }
 
-// Of a warp's lane sums of squares.
-__device__ __forceinline__ float norm_scale(float square, int64_t cols, float eps) {
-  return 1.0f / sqrtf(warp_sum(square) / float(cols) + eps);
+// x as BF16 keeps it: in pairs, which one conversion takes.
+__device__ __forceinline__ void round_columns(float (&x)[kLaneColumns]) {
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; i += 2) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(x[i], x[i + 1]);
+    const uint32_t bits = reinterpret_cast<const uint32_t&>(pair);
+    x[i] = __uint_as_float(bits << 16), x[i + 1] = __uint_as_float(bits & 0xffff0000u);
+  }
+}
+
+// Of a warp's lane sums of squares. inverse_cols: 1 / cols, made before the row is there.
+__device__ __forceinline__ float norm_scale(float square, float inverse_cols, float eps) {
+  return rsqrtf(fmaf(warp_sum(square), inverse_cols, eps));
 }
 
 }  // namespace nibble::cuda

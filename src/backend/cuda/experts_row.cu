@@ -26,11 +26,12 @@ namespace {
 
 // Units that a warp has under way.
 template <typename Unit>
-using GateUpPlan = RowPlan<0, Unit::kChunks == 1 ? 2 : 4>;
-template <typename Unit, bool kMuch>
-using DownPlan = RowPlan<0, Unit::kChunks == 1 ? 2
-                            : kMuch            ? 5
-                                               : 4>;
+using GateUpPlan = RowPlan<Unit::kChunks == 1 ? 2 : 4>;
+template <typename Unit>
+using DownPlan = RowPlan<Unit::kChunks == 1 ? 2 : 4>;
+// Where there is room for all of them.
+using GateUpAtOnce = AtOncePlan<4, 1>;
+using DownAtOnce = AtOncePlan<5, 1>;
 
 // The row's slots; the last num_shared are the same for every row.
 struct Slots {
@@ -75,7 +76,7 @@ struct StoredSource {
       wait_for_predecessor();
       of_lane = slots.expert_of_lane();
       stage_columns<1>(static_cast<const uint4*>(source.x.data) + first / 8,
-                       (source.x.cols - first) / 8, columns / 8, reinterpret_cast<uint4*>(inputs));
+                       int(source.x.cols) - first, columns, reinterpret_cast<uint4*>(inputs));
       __syncwarp();
     }
     __device__ __forceinline__ const bf16* columns() const { return inputs; }
@@ -129,12 +130,14 @@ struct GateUpWork {
   bf16* inner;
   int64_t inner_stride;
   int together, items_a_place;
-  int place = 0, index = 0;  // of the item to fetch next: see place_of()
 
   // An item's slot, and the first of its tiles.
   struct Place {
     int slot, tile;
   };
+  // Of the thread's first result.
+  int own_item = 0;
+  Place own_place{};
   __device__ __forceinline__ int slot_of(int place) const {
     return place < slots.num_shared ? slots.chosen() + place : place - slots.num_shared;
   }
@@ -146,13 +149,30 @@ struct GateUpWork {
   __device__ __forceinline__ unsigned packed_tile(int expert, int tile) const {
     return unsigned(expert * w.tiles + min(tile, w.tiles - 1));
   }
-  __device__ __forceinline__ const uint8_t* next_tile() {
-    while (index >= items_a_place) index -= items_a_place, ++place;
-    const unsigned tile =
-        packed_tile(slots.expert(slot_of(place), state.of_lane), index * together + own.part);
-    index += int(gridDim.x);
-    return w.data + size_t(tile) * w.tile_bytes;
+  __device__ __forceinline__ void keep_own_place() {
+    own_item = int(threadIdx.x) / (kTileRows * together);
+    own_place = place_of(own_item);
   }
+  __device__ __forceinline__ Place place_of_result(int item) const {
+    if (item == own_item) return own_place;
+    return place_of(item);
+  }
+  struct Spot {
+    int slot;
+    unsigned bytes;  // of the expert
+  };
+  __device__ __forceinline__ Spot spot(int item, unsigned bytes) const {
+    const Place place = place_of(item);
+    Spot spot{place.slot, unsigned(min(place.tile + own.part, w.tiles - 1)) * w.tile_bytes + bytes};
+    compute_now(spot.slot), compute_now(spot.bytes);
+    return spot;
+  }
+  __device__ __forceinline__ const uint8_t* place_of(Spot spot, bool has_begun) const {
+    const int expert =
+        has_begun ? state.expert(slots, spot.slot) : slots.num_experts - slots.count + spot.slot;
+    return w.data + size_t(unsigned(expert)) * (unsigned(w.tiles) * w.tile_bytes) + spot.bytes;
+  }
+  static constexpr bool kAllKnown = false;
   __device__ __forceinline__ int items_known() const {
     const int shared_items = slots.num_shared * items_a_place - int(blockIdx.x);
     return shared_items <= 0 ? 0 : int(unsigned(shared_items + int(gridDim.x) - 1) / gridDim.x);
@@ -168,13 +188,13 @@ struct GateUpWork {
   __device__ __forceinline__ void meet() const { __syncthreads(); }
   __device__ __forceinline__ const bf16* columns(int) const { return state.columns(); }
   __device__ __forceinline__ float factor(int item, int part, int i) const {
-    const Place place = place_of(item);
+    const Place place = place_of_result(item);
     const unsigned tile = packed_tile(state.expert(slots, place.slot), place.tile + part);
     return w.factors[size_t(tile) * kTileRows + i];
   }
   __device__ __forceinline__ void finish(int item, int part, int i, float product) const {
     const float high = __shfl_down_sync(0xffffffffu, product, kTileRows / 2);
-    const Place place = place_of(item);
+    const Place place = place_of_result(item);
     if (part < 0 || i >= kTileRows / 2 || place.tile + part >= w.tiles) return;
     inner[place.slot * inner_stride + (place.tile + part) * (kTileRows / 2) + i] =
         from_float<bf16>(silu(product) * high);
@@ -192,37 +212,60 @@ struct DownWork {
   int slice_columns;
   int together, first_tile;
   int of_lane = 0;
-  int next = 0;  // item to fetch
 
   __device__ __forceinline__ unsigned packed_tile(int expert, int part) const {
     return unsigned(expert * w.tiles + min(first_tile + part, w.tiles - 1));
   }
-  __device__ __forceinline__ const uint8_t* next_tile() {
-    return w.data + size_t(packed_tile(slots.expert(next++, of_lane), own.part)) * w.tile_bytes;
+  struct Spot {
+    int slot;
+    unsigned bytes;
+  };
+  __device__ __forceinline__ Spot spot(int item, unsigned bytes) const { return {item, bytes}; }
+  __device__ __forceinline__ const uint8_t* place_of(Spot spot, bool) const {
+    const unsigned tile = packed_tile(slots.expert(spot.slot, of_lane), own.part);
+    return w.data + size_t(tile) * w.tile_bytes + spot.bytes;
   }
+  static constexpr bool kAllKnown = true;
   __device__ int items_known() const { return slots.count; }
   static constexpr int kSpareBytes = 0;
   __device__ __forceinline__ void begin(uint8_t*, int) {
+    // A unit's columns of a slot are brought by as many lanes; where from, is known before the
+    // wait.
+    constexpr int kAtOnce = 3, kLanes = Unit::kInputs / 8, kUnits = kWarp / kLanes;
+    static_assert(kLanes * kUnits == kWarp);
+    const int lane = int(threadIdx.x) % kWarp, column = lane % kLanes * 8;
+    const int units = slice_columns / Unit::kInputs,
+              first = own.first_unit * Unit::kInputs + column;
+    const auto* const inputs = static_cast<const bf16*>(inner.data) + first;
+    int slot = 0, unit = lane / kLanes;  // of the lane's next columns
+    int from[kAtOnce], to[kAtOnce];      // < 0: zeros; none
+    const auto place = [&] {
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        while (unit >= units) unit -= units, ++slot;
+        const int at = unit * Unit::kInputs;
+        to[k] = slot < slots.count ? slot * slice_columns + at + column : -1;
+        from[k] = to[k] >= 0 && first + at < inner.cols ? slot * int(inner.stride) + at : -1;
+        unit += kUnits;
+      }
+    };
+    place();
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) compute_now(from[k]), compute_now(to[k]);
     wait_for_predecessor();
-    constexpr int kAtOnce = 3;  // loads of a lane
-    const int first = own.first_unit * Unit::kInputs, pieces = slice_columns / 8;
-    const int lane = int(threadIdx.x) % kWarp, all = slots.count * pieces;
-    const auto* from = static_cast<const bf16*>(inner.data) + first;
-    for (int i = lane; i < all; i += kAtOnce * kWarp) {
+    for (;;) {
       uint4 v[kAtOnce];
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
-        const int slot = int(unsigned(i + k * kWarp) / unsigned(pieces));
-        const int column = (i + k * kWarp - slot * pieces) * 8;
         v[k] = make_uint4(0, 0, 0, 0);
-        if (slot < slots.count && first + column < inner.cols) {
-          v[k] = *reinterpret_cast<const uint4*>(from + slot * inner.stride + column);
-        }
+        if (from[k] >= 0) v[k] = *reinterpret_cast<const uint4*>(inputs + from[k]);
       }
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
-        if (i + k * kWarp < all) reinterpret_cast<uint4*>(staged)[i + k * kWarp] = v[k];
+        if (to[k] >= 0) *reinterpret_cast<uint4*>(staged + to[k]) = v[k];
       }
+      if (slot >= slots.count) break;
+      place();
     }
     __syncwarp();
   }
@@ -261,8 +304,8 @@ __global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 64)
       .inner = static_cast<bf16*>(const_cast<void*>(inner.data)),
       .inner_stride = inner.stride,
       .together = together,
-      .items_a_place = items_a_place,
-      .index = block};
+      .items_a_place = items_a_place};
+  work.keep_own_place();
   multiply_row<Unit, Plan>(w, own, work,
                            int(unsigned(items - block + int(gridDim.x) - 1) / gridDim.x), together,
                            shared, reinterpret_cast<float*>(shared + ring_bytes));
@@ -303,21 +346,18 @@ __global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 80)
   }
 }
 
-template <typename Unit, typename Source>
-void launch_gate_up(const Context& context, const PackedMatrices& w, const Source& source,
-                    unsigned cluster, const Slots& slots, const Activations& inner,
-                    const SharedExperts& downs) {
-  using Plan = GateUpPlan<Unit>;
+template <typename Unit, typename Plan, typename Source>
+Grid gate_up_grid(const Context& context, const PackedMatrices& w, unsigned cluster,
+                  const Slots& slots, int* sums_bytes) {
   const auto kernel = gate_up_row_kernel<Unit, Plan, Source>;
   const int together = tiles_together(w), warps = together * w.slices;
   const unsigned items = unsigned(slots.count) * blocks_for(w.tiles, together);
   Grid grid{.blocks = {cluster}, .threads = warps * kWarp, .cluster = cluster};
   const auto take_room = [&](unsigned blocks) {
-    const size_t sums_bytes = row_sums_bytes(w, int(blocks_for(items, blocks)), together);
-    grid.shared_bytes = Plan::template ring_bytes<Unit>(warps) + sums_bytes +
+    *sums_bytes = int(row_sums_bytes(w, int(blocks_for(items, blocks)), together));
+    grid.shared_bytes = Plan::template ring_bytes<Unit>(warps) + *sums_bytes +
                         Source::shared_bytes(w, w.units * Unit::kInputs);
     allow_shared(kernel, grid.shared_bytes);
-    return int(sums_bytes);
   };
   const unsigned least = blocks_for(items, most_row_items(w, together));
   const auto blocks_of = [&](unsigned resident) {
@@ -329,14 +369,35 @@ void launch_gate_up(const Context& context, const PackedMatrices& w, const Sourc
     resident = resident_clusters(context, grid, kernel) * cluster;
   }
   grid.blocks.x = blocks_of(resident);
-  const int sums_bytes = take_room(grid.blocks.x);
-  launch(context, grid, kernel, w, source, slots, inner, together, sums_bytes, downs);
+  take_room(grid.blocks.x);
+  return grid;
 }
 
-template <typename Unit, bool kMuch>
-void launch_down(const Context& context, const PackedMatrices& w, const Activations& inner,
-                 const Slots& slots, const Results& out) {
-  using Plan = DownPlan<Unit, kMuch>;
+template <typename Unit, typename Source>
+void launch_gate_up(const Context& context, const PackedMatrices& w, const Source& source,
+                    unsigned cluster, const Slots& slots, const Activations& inner,
+                    const SharedExperts& downs) {
+  const int together = tiles_together(w);
+  const unsigned items = unsigned(slots.count) * blocks_for(w.tiles, together);
+  int sums_bytes = 0;
+  const auto launch_plan = [&]<typename Plan>(Plan, const Grid& grid) {
+    launch(context, grid, gate_up_row_kernel<Unit, Plan, Source>, w, source, slots, inner, together,
+           sums_bytes, downs);
+  };
+  if constexpr (Unit::kChunks == 2) {
+    const Grid grid =
+        gate_up_grid<Unit, GateUpAtOnce, Source>(context, w, cluster, slots, &sums_bytes);
+    if (GateUpAtOnce::takes(w, int(blocks_for(items, grid.blocks.x)))) {
+      return launch_plan(GateUpAtOnce(), grid);
+    }
+  }
+  using Plan = GateUpPlan<Unit>;
+  launch_plan(Plan(), gate_up_grid<Unit, Plan, Source>(context, w, cluster, slots, &sums_bytes));
+}
+
+template <typename Unit, typename Plan>
+void launch_down_plan(const Context& context, const PackedMatrices& w, const Activations& inner,
+                      const Slots& slots, const Results& out) {
   const auto kernel = down_row_kernel<Unit, Plan>;
   const int together = tiles_together(w), warps = together * w.slices;
   const size_t sums_bytes = row_sums_bytes(w, slots.count, together);
@@ -349,6 +410,17 @@ void launch_down(const Context& context, const PackedMatrices& w, const Activati
                                                 sums_bytes + size_t(slots.count) * slot_bytes});
   allow_shared(kernel, grid.shared_bytes);
   launch(context, grid, kernel, w, inner, slots, out, together, int(sums_bytes));
+}
+
+template <typename Unit>
+void launch_down(const Context& context, const PackedMatrices& w, const Activations& inner,
+                 const Slots& slots, const Results& out, bool much) {
+  if constexpr (Unit::kChunks == 2) {
+    if (much && DownAtOnce::takes(w, slots.count)) {
+      return launch_down_plan<Unit, DownAtOnce>(context, w, inner, slots, out);
+    }
+  }
+  launch_down_plan<Unit, DownPlan<Unit>>(context, w, inner, slots, out);
 }
 
 // For the rings of gate_up and down in one multiprocessor.
@@ -392,8 +464,7 @@ void experts_row(const Context& context, const Activations& x, const Routing& ro
     });
   }
   with_unit(down.format, [&]<typename Unit>(Unit) {
-    much ? launch_down<Unit, true>(context, down, inner, slots, out)
-         : launch_down<Unit, false>(context, down, inner, slots, out);
+    launch_down<Unit>(context, down, inner, slots, out, much);
   });
 }
 

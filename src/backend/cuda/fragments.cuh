@@ -23,6 +23,7 @@ __device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b) {
 
 struct Nvfp4Unit {
   static constexpr int kInputs = 128, kChunks = 2, kBytes = 1152, kProducts = 1;
+  static constexpr int kScalesAt = 1024;
   static constexpr int kStages = 4;  // of a warp's ring
 
   struct Raw {

@@ -29,7 +29,8 @@ struct InputMemory {
 // row of their own.
 struct PlainRow {
   static constexpr bool kAlone = true;
-  static constexpr int kDecoded = 0, kStages = 3, kRegisters = 64;
+  using AtOnce = AtOncePlan<1, 3, 1>;
+  static constexpr int kRegisters = 64;
   Activations x;
 
   static size_t shared_bytes(int cols, int together) {
@@ -40,9 +41,8 @@ struct PlainRow {
   }
   __device__ __forceinline__ void begin(const InputMemory& memory, int first, int columns) {
     wait_for_predecessor();
-    stage_columns<3>(static_cast<const uint4*>(x.data) + first / kLaneColumns,
-                     (x.cols - first) / kLaneColumns, columns / kLaneColumns,
-                     reinterpret_cast<uint4*>(memory.inputs + first));
+    stage_columns<3>(static_cast<const uint4*>(x.data) + first / kLaneColumns, int(x.cols) - first,
+                     columns, reinterpret_cast<uint4*>(memory.inputs + first));
     __syncwarp();
   }
   __device__ __forceinline__ void meet(const InputMemory&) const { __syncthreads(); }
@@ -51,8 +51,8 @@ struct PlainRow {
 template <typename X>
 struct NormedRow {
   static constexpr bool kAlone = false;
-  static constexpr int kDecoded = sizeof(X) > 2 ? 1 : 0, kStages = 2,
-                       kRegisters = sizeof(X) > 2 ? 72 : 64;
+  using AtOnce = AtOncePlan<2, 1, 1>;
+  static constexpr int kRegisters = 72;
   SharedNorm<X> norm;
 
   static size_t shared_bytes(int cols, int) {
@@ -83,15 +83,17 @@ struct RowWork {
   Results out;
   int first_tile, together;  // of the block's first item
   int slice_first, slice_columns;
-  int next = 0;  // item to fetch
 
   __device__ __forceinline__ int tile_of(int item, int part) const {
     return first_tile + item * together + part;
   }
-  __device__ __forceinline__ const uint8_t* next_tile() {
-    const int tile = min(tile_of(next++, own.part), w.tiles - 1);
-    return w.data + size_t(unsigned(tile)) * w.tile_bytes;
+  using Spot = const uint8_t*;
+  __device__ __forceinline__ Spot spot(int item, unsigned bytes) const {
+    const int tile = min(tile_of(item, own.part), w.tiles - 1);
+    return w.data + size_t(unsigned(tile)) * w.tile_bytes + bytes;
   }
+  __device__ __forceinline__ const uint8_t* place_of(Spot spot, bool) const { return spot; }
+  static constexpr bool kAllKnown = true;
   __device__ int items_known() const { return w.tiles; }
   __device__ void all_fetched() const {}
   __device__ __forceinline__ void meet() const { source.meet(memory); }
@@ -112,11 +114,11 @@ struct RowWork {
 // Few units of NVFP4 can be decoded early, where all blocks are there at once. Registers: so that
 // the kernels before and after can be there, too.
 template <typename Source>
-struct ShortPlan : RowPlan<Source::kDecoded, Source::kStages> {
+struct ShortPlan : Source::AtOnce {
   static constexpr int kRegisters = Source::kRegisters;
 };
 template <typename Unit>
-struct LongPlan : RowPlan<0, Unit::kStages> {
+struct LongPlan : RowPlan<Unit::kStages> {
   static constexpr int kRegisters = Unit::kProducts > 1 ? 128 : 64;
 };
 template <typename Unit>
@@ -185,8 +187,8 @@ void launch_row(const Context& context, const PackedMatrices& w, const Source& s
     using Plan = ShortPlan<Source>;
     constexpr int kRegistersOfProcessor = 65536;
     const int fit = kRegistersOfProcessor / (together * w.slices * kWarp * Plan::kRegisters);
-    const int steps = int(blocks_for(items, blocks)) * w.units_per_slice;
-    if (steps <= Plan::kStages && blocks <= unsigned(context.device.num_processors * fit)) {
+    if (Plan::takes(w, int(blocks_for(items, blocks))) &&
+        blocks <= unsigned(context.device.num_processors * fit)) {
       return launch_plan<Unit, Plan>(context, w, source, out, items, blocks);
     }
   }

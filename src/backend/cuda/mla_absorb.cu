@@ -93,7 +93,16 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = int64_t(head) * kUpRows + first + 16 * s;
     Up::decode(Up::load_across(w, row, columns / 64 + part, g), a[s]);
 #pragma unroll
+    for (int i = 0; i < 16; ++i) compute_now(a[s][i / 4][i % 4]);
+#pragma unroll
     for (int i = 0; i < 4; ++i) row_scales[s][i] = Up::row_scale(w, row + i);
+  }
+  if constexpr (format == KvFormat::kNvfp4) {
+    // No such value ends in a one; but to know it, the factors must be ready before the wait.
+    uint32_t any = 0;
+#pragma unroll
+    for (int i = 0; i < kSliceSteps * 16; ++i) any |= a[i / 16][i / 4 % 4][i % 4];
+    if (any & 1) return;
   }
   struct alignas(4 * sizeof(In)) Four {
     In x[4];

@@ -36,6 +36,11 @@ struct OutputBlocks {
   int heads = 0, first_row = 0, num_rows = 0, tiles = 1;  // tiles of kRows a block
 };
 
+// Before what comes next, where the compiler would load it in a branch that needs it.
+__device__ __forceinline__ void fetch_now(uint4& v) {
+  compute_now(v.x), compute_now(v.y), compute_now(v.z), compute_now(v.w);
+}
+
 // Of four columns.
 __device__ __forceinline__ void add_split(uint2 v, float weight, float (&sum)[4]) {
   const float2 low = unpack(v.x, __half()), high = unpack(v.y, __half());
@@ -43,33 +48,77 @@ __device__ __forceinline__ void add_split(uint2 v, float weight, float (&sum)[4]
   sum[2] = fmaf(weight, high.x, sum[2]), sum[3] = fmaf(weight, high.y, sum[3]);
 }
 
-// The average of columns 2 threadIdx.x and the next, of the `splits` from `first` on.
-__device__ float2 join_row(const Partials& p, int64_t first, int splits, JoinShared& shared) {
+// What each of a row's splits counts in its average, by a warp: a lane holds every kWarp-th.
+template <int kHeld>
+struct SplitShares {
+  float held[kHeld];  // log sums, then shares
+
+  __device__ __forceinline__ SplitShares(const float* logs, int splits) {
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+      const int s = k * kWarp + threadIdx.x % kWarp;
+      held[k] = s < splits ? logs[s] : -INFINITY;
+    }
+  }
+  // Once what else is wanted from memory is on its way.
+  __device__ __forceinline__ void weigh(int splits) {
+    float top = held[0], all = 0;
+#pragma unroll
+    for (int k = 1; k < kHeld; ++k) top = fmaxf(top, held[k]);
+    top = warp_max(top);
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+      const bool is_split = k * kWarp + int(threadIdx.x) % kWarp < splits;
+      all += held[k] = is_split ? power_of_two(held[k] - top) : 0;
+    }
+    const float weight = 1.0f / warp_sum(all);
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) held[k] *= weight;
+  }
+  // By the whole warp, of the same split.
+  __device__ __forceinline__ float of(int split) const {
+    float share = held[0];
+#pragma unroll
+    for (int k = 1; k < kHeld; ++k) share = split >= k * kWarp ? held[k] : share;
+    return __shfl_sync(0xffffffffu, share, split % kWarp);
+  }
+};
+
+// Splits that are joined without a cluster, at most.
+#if __CUDA_ARCH__ >= 900
+constexpr int kMostJoined = kMostSplitsAlone;
+#else
+constexpr int kMostJoined = kMostSplits;
+#endif
+
+// The average of columns 2 threadIdx.x and the next, of the `splits` from `first` on. What is read
+// of a block of kBlockSplits beyond them is not used.
+__device__ float2 join_row(const Partials& p, unsigned first, int splits, JoinShared& shared) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const float* logs = p.log_sums + first;
   const int blocks = (splits + kBlockSplits - 1) / kBlockSplits;
   float2 total = make_float2(0, 0);
-  for (int round = 0; round < blocks; round += kSlots) {
+  constexpr bool kOnce = kMostJoined <= kThreads / kWarp * kBlockSplits;  // a block a warp
+  for (int round = 0; round < (kOnce ? 1 : blocks); round += kSlots) {
+    if (round > 0) __syncthreads();
     const int count = min(kSlots, blocks - round);
-    for (int slot = warp; slot < count; slot += kThreads / kWarp) {
+    for (int slot = warp; slot < count; slot += kOnce ? kSlots : kThreads / kWarp) {
+      const int own = (round + slot) * kBlockSplits;
+      SplitShares<kMostJoined / kWarp> shares(p.log_sums + first, splits);
+      const auto* at =
+          reinterpret_cast<const uint4*>(p.values + size_t(first + own) * kLatent) + lane;
       uint4 raw[kBlockSplits][2];
 #pragma unroll
       for (int i = 0; i < kBlockSplits; ++i) {
-        const int s = min((round + slot) * kBlockSplits + i, splits - 1);
-        const uint4* at = reinterpret_cast<const uint4*>(p.values + (first + s) * kLatent);
-        raw[i][0] = at[lane], raw[i][1] = at[kWarp + lane];
+        raw[i][0] = at[i * (kLatent / 8)], raw[i][1] = at[i * (kLatent / 8) + kWarp];
       }
-      float top = -INFINITY, all = 0;
-      for (int s = lane; s < splits; s += kWarp) top = fmaxf(top, logs[s]);
-      top = warp_max(top);
-      for (int s = lane; s < splits; s += kWarp) all += power_of_two(logs[s] - top);
-      const float weight = 1.0f / warp_sum(all);
+#pragma unroll
+      for (int i = 0; i < kBlockSplits; ++i) fetch_now(raw[i][0]), fetch_now(raw[i][1]);
+      shares.weigh(splits);
       float sum[4][4] = {};
 #pragma unroll
       for (int i = 0; i < kBlockSplits; ++i) {
-        const int s = (round + slot) * kBlockSplits + i;
-        if (s >= splits) continue;
-        const float share = power_of_two(logs[s] - top) * weight;
+        if (own + i >= splits) break;
+        const float share = shares.of(own + i);
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           add_split(make_uint2(raw[i][k].x, raw[i][k].y), share, sum[2 * k]);
@@ -88,7 +137,6 @@ __device__ float2 join_row(const Partials& p, int64_t first, int splits, JoinSha
       const float2 sum = reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x];
       total.x += sum.x, total.y += sum.y;
     }
-    __syncthreads();
   }
   return total;
 }
@@ -105,28 +153,30 @@ struct PartShared {
 
 // The average of columns 2 (threadIdx.x % kPartPairs) and the next of the part: as join_row(), with
 // all splits on their way at once.
-__device__ float2 join_part(const Partials& p, int64_t first, int splits, int part,
+__device__ float2 join_part(const Partials& p, unsigned first, int splits, int part,
                             PartShared& shared) {
   constexpr int kWarps = kThreads / kWarp, kOwn = kPartSlots / kWarps;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int blocks = (splits + kBlockSplits - 1) / kBlockSplits;
-  const float* logs = p.log_sums + first;
+  // Those of a block are in one part of the shares, held by neighbouring lanes.
+  using Shares = SplitShares<kOwn>;
+  static_assert(kWarps * kBlockSplits == kWarp);
+  Shares shares(p.log_sums + first, splits);
+  const auto* at =
+      reinterpret_cast<const uint2*>(p.values + size_t(first + warp * kBlockSplits) * kLatent +
+                                     part * kPartColumns) +
+      lane;
   uint2 raw[kOwn][kBlockSplits];
 #pragma unroll
   for (int k = 0; k < kOwn; ++k) {
     if (k * kWarps + warp >= blocks) break;
 #pragma unroll
     for (int i = 0; i < kBlockSplits; ++i) {
-      const int s = min((k * kWarps + warp) * kBlockSplits + i, splits - 1);
-      const __half* at = p.values + (first + s) * kLatent + part * kPartColumns;
-      raw[k][i] = reinterpret_cast<const uint2*>(at)[lane];
+      raw[k][i] = at[(k * kWarps * kBlockSplits + i) * (kLatent / 4)];
+      compute_now(raw[k][i].x), compute_now(raw[k][i].y);
     }
   }
-  float top = -INFINITY, all = 0;
-  for (int s = lane; s < splits; s += kWarp) top = fmaxf(top, logs[s]);
-  top = warp_max(top);
-  for (int s = lane; s < splits; s += kWarp) all += power_of_two(logs[s] - top);
-  const float weight = 1.0f / warp_sum(all);
+  shares.weigh(splits);
 #pragma unroll
   for (int k = 0; k < kOwn; ++k) {
     const int slot = k * kWarps + warp;
@@ -134,9 +184,8 @@ __device__ float2 join_part(const Partials& p, int64_t first, int splits, int pa
     float sum[4] = {};
 #pragma unroll
     for (int i = 0; i < kBlockSplits; ++i) {
-      const int s = slot * kBlockSplits + i;
-      if (s >= splits) break;
-      add_split(raw[k][i], power_of_two(logs[s] - top) * weight, sum);
+      if (slot * kBlockSplits + i >= splits) break;
+      add_split(raw[k][i], __shfl_sync(0xffffffffu, shares.held[k], warp * kBlockSplits + i), sum);
     }
     reinterpret_cast<float4*>(shared.blocks[slot])[lane] =
         make_float4(sum[0], sum[1], sum[2], sum[3]);
@@ -148,7 +197,6 @@ __device__ float2 join_part(const Partials& p, int64_t first, int splits, int pa
         reinterpret_cast<const float2*>(shared.blocks[slot])[threadIdx.x % kPartPairs];
     total.x += sum.x, total.y += sum.y;
   }
-  __syncthreads();
   return total;
 }
 
@@ -362,24 +410,32 @@ __global__ void __launch_bounds__(kThreads, join_blocks<tiles>())
   for (int i = cleared + threadIdx.x; i < tiles * kRows * kInputPitch / 8; i += kThreads) {
     reinterpret_cast<uint4*>(input)[i] = make_uint4(0, 0, 0, 0);
   }
+  const auto splits_of_row = [&](int row) {
+    return splits_of(step.positions[b.first_row + begin + row] + 1);
+  };
+  const int first_splits = splits_of_row(0);
+  unsigned first_partial = unsigned(begin * b.heads + head) * p.max_splits;
+  const unsigned row_partials = unsigned(b.heads) * p.max_splits;
+  compute_now(first_partial);
+  if (first_splits < 1) return;  // never, but so it is known before the wait
   if constexpr (kShares) begin_sharing(&joined, rows);
   wait_for_predecessor();
-  __syncthreads();
   if constexpr (kShares) {
     wait_for_cluster();  // they have begun
     const int pair = slab * kPartPairs + int(threadIdx.x) % kPartPairs;
     for (int row = 0; row < rows; ++row) {
-      const int splits = splits_of(step.positions[b.first_row + begin + row] + 1);
-      const float2 average = join_part(p, (int64_t(begin + row) * b.heads + head) * p.max_splits,
-                                       splits, slab, shared.part);
+      if (row > 0) __syncthreads();
+      const int splits = row == 0 ? first_splits : splits_of_row(row);
+      const float2 average =
+          join_part(p, first_partial + row * row_partials, splits, slab, shared.part);
       share_average<format>(average, pair, threadIdx.x / kPartPairs, input[row], &joined);
     }
   } else if (tiles == 1 && averages == nullptr) {
     if constexpr (tiles == 1) {
       for (int row = 0; row < rows; ++row) {
-        const int splits = splits_of(step.positions[b.first_row + begin + row] + 1);
-        const float2 average = join_row(p, (int64_t(begin + row) * b.heads + head) * p.max_splits,
-                                        splits, shared.join);
+        if (row > 0) __syncthreads();
+        const int splits = row == 0 ? first_splits : splits_of_row(row);
+        const float2 average = join_row(p, first_partial + row * row_partials, splits, shared.join);
         store_average<format>(average, threadIdx.x, input[row]);
       }
     }

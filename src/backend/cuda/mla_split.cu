@@ -193,8 +193,8 @@ struct Kernel {
     if (T::kHasScales) {
       const float2 low = scales_of(where[first + g]), high = scales_of(where[first + g + 8]);
       low_scale = low.x, high_scale = high.x;
-      const float low_ratio = low.x == 0 ? 0 : low.y / low.x;
-      const float high_ratio = high.x == 0 ? 0 : high.y / high.x;
+      const float low_ratio = low.x == 0 ? 0 : __fdividef(low.y, low.x);
+      const float high_ratio = high.x == 0 ? 0 : __fdividef(high.y, high.x);
 #pragma unroll
       for (int n = 0; n < kHeadTiles; ++n) {
         acc[n][0] *= low_ratio, acc[n][1] *= low_ratio;
@@ -431,10 +431,16 @@ __global__ void __launch_bounds__(kThreads, kStages == 2 ? 2 : 1)
                               .first_partial = kSharesRow ? uint32_t(first_partial()) : 0};
   if (kSharesRow && threadIdx.x == 0) s.row = known;
   const typename K::Row& r = kSharesRow ? s.row : known;
+  typename K::Where mine{};
+  uint32_t scales = 0;
+  bool is_stored = true;  // before this step
   if (own_tile < tiles.count) {
     const int position = known.position(own_tile, own);
     const int32_t page = known.pages[position / records.page_size];
-    s.where[own_tile][own] = K::place_of(records, page, position % records.page_size);
+    mine = K::place_of(records, page, position % records.page_size);
+    s.where[own_tile][own] = mine;
+    is_stored = position < segment.context;
+    if (K::T::kHasScales && is_stored) scales = K::scales_at(records, mine);
   }
   __syncthreads();
 
@@ -452,11 +458,10 @@ __global__ void __launch_bounds__(kThreads, kStages == 2 ? 2 : 1)
     commit_copies();
   }
   if (!waited) wait_for_predecessor();
-  if (K::T::kHasScales && own_tile < tiles.count) {
-    s.where[own_tile][own].scales = K::scales_at(records, s.where[own_tile][own]);
-  }
+  if (K::T::kHasScales && !is_stored) scales = K::scales_at(records, mine);
   K::load_queries(queries + (int64_t(blockIdx.y) * b.heads + first_head) * kRecord, heads,
                   s.queries);
+  if (K::T::kHasScales && own_tile < tiles.count) s.where[own_tile][own].scales = scales;
 
   float values[4][kHeadTiles][4], tops[kHeadTiles], sums[kHeadTiles];
   const int64_t known_first = kSharesRow ? 0 : first_partial();
@@ -589,7 +594,8 @@ void launch_format(const Context& context, LatentQueries q, const KvLayer& cache
 }  // namespace
 
 int most_splits(int bound) {
-  if (bound <= 4096) return splits_of(bound);
+  // In fours, in which they are joined.
+  if (bound <= 4096) return (splits_of(bound) + 3) / 4 * 4;
   return bound <= 16384 ? std::max(64, splits_of(bound)) : kMostSplits;
 }
 

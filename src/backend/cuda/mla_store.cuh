@@ -1,9 +1,12 @@
 // mla_store of one row: the latent's norm, the rope key's rotation and the record's encoding, by
-// the first 128 threads of a block. A thread holds 4 values of the latent, and encodes a block of
-// E2M1 with one of its four scales. Device code.
+// the first 160 threads of a block. A thread of the first 128 holds 4 values of the latent, and
+// encodes a block of E2M1 with one of its four scales; the last warp has the rope key, a pair a
+// lane. Device code.
 #pragma once
 
 #include <cuda_fp8.h>
+
+#include <type_traits>
 
 #include "backend/cuda/mla.h"
 #include "backend/cuda/mla_records.cuh"
@@ -11,8 +14,9 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kStoreThreads = 128;  // at least; of a block, further ones wait
-static_assert(kStoreThreads * 4 == kLatent && kRope % 2 == 0 && kRope / 2 == kWarp);
+inline constexpr int kLatentThreads = 128;
+inline constexpr int kStoreThreads = kLatentThreads + kWarp;  // at least; of a block, others wait
+static_assert(kLatentThreads * 4 == kLatent && kRope / 2 == kWarp);
 
 __device__ __forceinline__ uint8_t to_e4m3(float value) {
   return uint8_t(__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3));
@@ -41,21 +45,25 @@ __device__ __forceinline__ float int8_scale(float largest) {
   return to_float(from_float<bf16>(__fdiv_rn(fmaxf(largest, 1e-12f), 127.0f)));
 }
 
-__device__ __forceinline__ uint32_t to_int8(float value, float scale) {
-  const float code = rintf(__fdiv_rn(value, scale));
-  return uint32_t(int(fminf(fmaxf(code, -127.0f), 127.0f))) & 0xffu;
-}
+// Codes of values up to 127 times the scale: rounded quotients, as a division gives them.
+struct Int8Codes {
+  float scale, inverse;
 
-__device__ __forceinline__ uint32_t to_int8_4(float4 v, float scale) {
-  return to_int8(v.x, scale) | to_int8(v.y, scale) << 8 | to_int8(v.z, scale) << 16 |
-         to_int8(v.w, scale) << 24;
-}
+  __device__ __forceinline__ explicit Int8Codes(float scale) : scale(scale) {
+    inverse = __frcp_rn(scale);
+  }
+
+  __device__ __forceinline__ uint32_t operator()(float value) const {
+    const float near = value * inverse;
+    const float quotient = fmaf(fmaf(-near, scale, value), inverse, near);
+    return uint32_t(int(fminf(fmaxf(rintf(quotient), -127.0f), 127.0f))) & 0xffu;
+  }
+};
 
 struct StoreShared {
-  float sums[kStoreThreads / kWarp];
-  float largest[kStoreThreads / kWarp];
+  float sums[kLatentThreads / kWarp];
+  float largest[kLatentThreads / kWarp];
   alignas(16) float latent[kLatent];
-  alignas(16) float rope[kRope];
 };
 
 // The block of 16 values that this thread shares with three others, each trying one scale.
@@ -90,48 +98,73 @@ __device__ __forceinline__ void encode_e2m1(const float* values, int choice, uin
   *scale_at = bits;
 }
 
+// Four values of the latent a thread.
 template <KvFormat format>
-__device__ __forceinline__ void encode(float4 latent, StoreShared& s, uint8_t* values,
-                                       uint8_t* scales) {
+__device__ __forceinline__ void encode_latent(float4 v, StoreShared& s, uint8_t* values,
+                                              uint8_t* scales) {
   const int i = threadIdx.x;
-  const float4 rope = i < kRope / 4 ? reinterpret_cast<const float4*>(s.rope)[i] : float4();
   if constexpr (format == KvFormat::kF32) {
-    reinterpret_cast<float4*>(values)[i] = latent;
-    if (i < kRope / 4) reinterpret_cast<float4*>(values)[kStoreThreads + i] = rope;
+    reinterpret_cast<float4*>(values)[i] = v;
   } else if constexpr (format == KvFormat::kBF16) {
-    const auto packed = [](float4 v) {
-      return make_uint2(pack(v.x, v.y, bf16()), pack(v.z, v.w, bf16()));
-    };
-    reinterpret_cast<uint2*>(values)[i] = packed(latent);
-    if (i < kRope / 4) reinterpret_cast<uint2*>(values)[kStoreThreads + i] = packed(rope);
+    reinterpret_cast<uint2*>(values)[i] =
+        make_uint2(pack(v.x, v.y, bf16()), pack(v.z, v.w, bf16()));
   } else if constexpr (format == KvFormat::kFp8) {
-    const auto packed = [](float4 v) {
-      return uint32_t(to_e4m3(v.x)) | uint32_t(to_e4m3(v.y)) << 8 | uint32_t(to_e4m3(v.z)) << 16 |
-             uint32_t(to_e4m3(v.w)) << 24;
-    };
-    reinterpret_cast<uint32_t*>(values)[i] = packed(latent);
-    if (i < kRope / 4) reinterpret_cast<uint32_t*>(values)[kStoreThreads + i] = packed(rope);
+    reinterpret_cast<uint32_t*>(values)[i] = uint32_t(to_e4m3(v.x)) | uint32_t(to_e4m3(v.y)) << 8 |
+                                             uint32_t(to_e4m3(v.z)) << 16 |
+                                             uint32_t(to_e4m3(v.w)) << 24;
+  } else if constexpr (format == KvFormat::kInt8) {
+    float largest = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+    largest = warp_max(largest);
+    if (i % kWarp == 0) s.largest[i / kWarp] = largest;
+    __syncthreads();
+    largest = fmaxf(fmaxf(s.largest[0], s.largest[1]), fmaxf(s.largest[2], s.largest[3]));
+    const float scale = int8_scale(largest);
+    const Int8Codes code(scale);
+    reinterpret_cast<uint32_t*>(values)[i] =
+        code(v.x) | code(v.y) << 8 | code(v.z) << 16 | code(v.w) << 24;
+    if (i == 0) *reinterpret_cast<bf16*>(scales) = from_float<bf16>(scale);
+  } else {
+    reinterpret_cast<float4*>(s.latent)[i] = v;
+    __syncthreads();
+    encode_e2m1(s.latent + i / 4 * 16, i % 4, values + i / 4 * 8, values + kLatent / 2 + i / 4);
+  }
+}
+
+// A pair of the rope key a lane of one warp.
+template <KvFormat format>
+__device__ __forceinline__ void encode_rope(float2 v, uint8_t* values, uint8_t* scales) {
+  const int lane = threadIdx.x % kWarp;
+  if constexpr (format == KvFormat::kF32) {
+    reinterpret_cast<float2*>(values)[kLatent / 2 + lane] = v;
+  } else if constexpr (format == KvFormat::kBF16) {
+    reinterpret_cast<uint32_t*>(values)[kLatent / 2 + lane] = pack(v.x, v.y, bf16());
+  } else if constexpr (format == KvFormat::kFp8) {
+    reinterpret_cast<uint16_t*>(values)[kLatent / 2 + lane] =
+        uint16_t(to_e4m3(v.x) | to_e4m3(v.y) << 8);
   } else {
     constexpr bool is_int8 = format == KvFormat::kInt8;
-    if constexpr (is_int8) {
-      float largest =
-          fmaxf(fmaxf(fabsf(latent.x), fabsf(latent.y)), fmaxf(fabsf(latent.z), fabsf(latent.w)));
-      largest = warp_max(largest);
-      if (i % kWarp == 0) s.largest[i / kWarp] = largest;
-      __syncthreads();
-      largest = fmaxf(fmaxf(s.largest[0], s.largest[1]), fmaxf(s.largest[2], s.largest[3]));
-      const float scale = int8_scale(largest);
-      reinterpret_cast<uint32_t*>(values)[i] = to_int8_4(latent, scale);
-      if (i == 0) *reinterpret_cast<bf16*>(scales) = from_float<bf16>(scale);
-    } else {
-      encode_e2m1(s.latent + i / 4 * 16, i % 4, values + i / 4 * 8, values + kLatent / 2 + i / 4);
-    }
-    if (i >= kWarp) return;
-    const float largest = warp_max(fmaxf(fabsf(s.rope[2 * i]), fabsf(s.rope[2 * i + 1])));
-    const float scale = int8_scale(largest);
+    const float scale = int8_scale(warp_max(fmaxf(fabsf(v.x), fabsf(v.y))));
+    const Int8Codes code(scale);
     uint8_t* to = values + (is_int8 ? kLatent : kLatent / 2 + kLatent / 16);
-    if (i < kRope / 4) reinterpret_cast<uint32_t*>(to)[i] = to_int8_4(rope, scale);
-    if (i == 0) *reinterpret_cast<bf16*>(scales + (is_int8 ? 2 : 0)) = from_float<bf16>(scale);
+    reinterpret_cast<uint16_t*>(to)[lane] = uint16_t(code(v.x) | code(v.y) << 8);
+    if (lane == 0) *reinterpret_cast<bf16*>(scales + (is_int8 ? 2 : 0)) = from_float<bf16>(scale);
+  }
+}
+
+// Calls run() with the format as a constant.
+template <typename Run>
+__device__ __forceinline__ void with_record_format(KvFormat format, Run&& run) {
+  switch (format) {
+    case KvFormat::kF32:
+      return run(std::integral_constant<KvFormat, KvFormat::kF32>());
+    case KvFormat::kBF16:
+      return run(std::integral_constant<KvFormat, KvFormat::kBF16>());
+    case KvFormat::kFp8:
+      return run(std::integral_constant<KvFormat, KvFormat::kFp8>());
+    case KvFormat::kInt8:
+      return run(std::integral_constant<KvFormat, KvFormat::kInt8>());
+    case KvFormat::kNvfp4:
+      return run(std::integral_constant<KvFormat, KvFormat::kNvfp4>());
   }
 }
 
@@ -154,8 +187,8 @@ StoreRows<In> store_rows_of(const Store& store) {
 // What can be known of a row before its values.
 struct StorePlace {
   uint8_t *values = nullptr, *scales = nullptr;
-  float4 gain;
-  float2 turn;  // of the lane's pair of the rope key, in the first warp
+  float4 gain;  // of a thread's values of the latent
+  float2 turn;  // of a lane's pair of the rope key
 
   template <typename In>
   __device__ __forceinline__ StorePlace(const StoreRows<In>& rows, const Rope& rope,
@@ -164,8 +197,9 @@ struct StorePlace {
     const int64_t page = step.pages[segment_of(step, row).first_page + position / page_size];
     values = rows.records.values(page, position % page_size);
     scales = rows.records.scales(page, position % page_size);
-    gain = reinterpret_cast<const float4*>(rows.gain)[threadIdx.x];
-    if (threadIdx.x < kWarp) turn = turn_of(rope, position, int(threadIdx.x));
+    const int i = int(threadIdx.x);
+    if (i < kLatentThreads) gain = reinterpret_cast<const float4*>(rows.gain)[i];
+    if (i >= kLatentThreads) turn = turn_of(rope, position, i - kLatentThreads);
   }
 };
 
@@ -174,36 +208,30 @@ template <typename In>
 __device__ __forceinline__ void store_row(const StoreRows<In>& rows, int row,
                                           const StorePlace& place, StoreShared& s) {
   const int i = threadIdx.x;
-  const In* from = rows.kv.row(row) + 4 * i;
-  float4 v =
-      make_float4(to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3]));
-  if (i < kWarp) {
-    const In* pair = rows.kv.row(row) + kLatent + 2 * i;
-    reinterpret_cast<float2*>(s.rope)[i] = rotate(place.turn, to_float(pair[0]), to_float(pair[1]));
+  if (i >= kLatentThreads) {
+    const In* pair = rows.kv.row(row) + kLatent + 2 * (i - kLatentThreads);
+    const float2 turned = rotate(place.turn, to_float(pair[0]), to_float(pair[1]));
+    return with_record_format(rows.format, [&](auto format) {
+      encode_rope<format()>(turned, place.values, place.scales);
+    });
   }
+  struct alignas(4 * sizeof(In)) Four {
+    In x[4];
+  };
+  const Four from = reinterpret_cast<const Four*>(rows.kv.row(row))[i];
+  float4 v = make_float4(to_float(from.x[0]), to_float(from.x[1]), to_float(from.x[2]),
+                         to_float(from.x[3]));
   const float square = warp_sum(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w);
   if (i % kWarp == 0) s.sums[i / kWarp] = square;
   __syncthreads();
   float sum = 0;
 #pragma unroll
-  for (int w = 0; w < kStoreThreads / kWarp; ++w) sum += s.sums[w];
-  const float scale = 1.0f / sqrtf(sum / float(kLatent) + rows.eps);
+  for (int w = 0; w < kLatentThreads / kWarp; ++w) sum += s.sums[w];
+  const float scale = rsqrtf(fmaf(sum, 1.0f / kLatent, rows.eps));
   const float4 g = place.gain;
   v = make_float4(v.x * scale * g.x, v.y * scale * g.y, v.z * scale * g.z, v.w * scale * g.w);
-  reinterpret_cast<float4*>(s.latent)[i] = v;
-  __syncthreads();
-  switch (rows.format) {
-    case KvFormat::kF32:
-      return encode<KvFormat::kF32>(v, s, place.values, place.scales);
-    case KvFormat::kBF16:
-      return encode<KvFormat::kBF16>(v, s, place.values, place.scales);
-    case KvFormat::kFp8:
-      return encode<KvFormat::kFp8>(v, s, place.values, place.scales);
-    case KvFormat::kInt8:
-      return encode<KvFormat::kInt8>(v, s, place.values, place.scales);
-    case KvFormat::kNvfp4:
-      return encode<KvFormat::kNvfp4>(v, s, place.values, place.scales);
-  }
+  with_record_format(
+      rows.format, [&](auto format) { encode_latent<format()>(v, s, place.values, place.scales); });
 }
 
 }  // namespace nibble::cuda

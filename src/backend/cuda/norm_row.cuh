@@ -15,12 +15,17 @@ struct NormRows {
   Matrix<X> x;
   Matrix<const bf16> delta;  // without data: none
   const float* gain = nullptr;
-  float eps = 0;
+  float inverse_cols = 0, eps = 0;
   Matrix<bf16> out;
 
   NormRows() = default;
   explicit NormRows(const Norm& norm)
-      : x(norm.x), delta(norm.delta), gain(norm.gain), eps(norm.eps), out(norm.out) {}
+      : x(norm.x),
+        delta(norm.delta),
+        gain(norm.gain),
+        inverse_cols(1.0f / float(norm.x.cols)),
+        eps(norm.eps),
+        out(norm.out) {}
 };
 
 // A delta as it lies in memory.
@@ -86,12 +91,11 @@ __device__ __forceinline__ void norm_row(const NormRows<X>& norm, const Gains& g
   for (int j = 0; j < RowColumns::kSteps; ++j) {
     if (j < steps) square += sums[j * kWarp + int(threadIdx.x) % kWarp];
   }
-  float scale = norm_scale(square, norm.x.cols, norm.eps);
+  float scale = norm_scale(square, norm.inverse_cols, norm.eps);
   compute_now(scale);
   unpack(gains, gain);
   scale_columns(scale, gain, v);
-#pragma unroll
-  for (int i = 0; i < kLaneColumns; ++i) v[i] = to_float(from_float<bf16>(v[i]));
+  round_columns(v);
 }
 
 template <typename X, typename Gains>
@@ -136,7 +140,9 @@ struct SharedNorm {
       store_whole_columns(v, inputs + column);
       if (blockIdx.x == 0) store_whole_columns(v, rows.out.data + column);
     }
-    if (rows.delta.data != nullptr && threadIdx.x == 0) ticket = atomicAdd(arrived, 1u);
+    if (rows.delta.data != nullptr && threadIdx.x == 0) {
+      ticket = take_ticket(arrived, gridDim.x - 1);
+    }
     __syncthreads();
   }
   // In place of a barrier, once the ticket has had its time.
@@ -145,7 +151,6 @@ struct SharedNorm {
     const bool is_last = threadIdx.x == 0 && ticket == gridDim.x - 1;
     if (!__syncthreads_or(is_last)) return;
     store_added(rows, 0, added);
-    if (threadIdx.x == 0) *arrived = 0;
   }
 };
 

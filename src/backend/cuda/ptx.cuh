@@ -33,8 +33,23 @@ __device__ __forceinline__ void let_successor_begin() {
 __device__ __forceinline__ void compute_now(uint32_t& value) {
   asm volatile("" : "+r"(value));
 }
+__device__ __forceinline__ void compute_now(int& value) {
+  asm volatile("" : "+r"(value));
+}
 __device__ __forceinline__ void compute_now(float& value) {
   asm volatile("" : "+f"(value));
+}
+template <typename T>
+__device__ __forceinline__ void compute_now(T*& value) {
+  asm volatile("" : "+l"(value));
+}
+
+// Counts from 0 to `last`, then again from 0; returns what was there. What atomicAdd returns, the
+// assembler passes through a shuffle, and so waits for it at once.
+__device__ __forceinline__ unsigned take_ticket(unsigned* counter, unsigned last) {
+  unsigned before;
+  asm volatile("atom.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last));
+  return before;
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* shared) {
@@ -79,15 +94,19 @@ __device__ __forceinline__ uint32_t whole_shared_address(const void* shared) {
   return address;
 }
 
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global, L2Policy policy) {
+// To an address that whole_shared_address() gave, or so many bytes from there.
+__device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global,
+                                              L2Policy policy) {
 #if NIBBLE_L2_HINT
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(
-                   whole_shared_address(shared)),
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared),
                "l"(global), "l"(policy.bits)
                : "memory");
 #else
-  copy_async_16(shared, global);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 #endif
+}
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, L2Policy policy) {
+  copy_async_16(whole_shared_address(shared), global, policy);
 }
 
 // Copies 4 bytes.
@@ -95,15 +114,17 @@ __device__ __forceinline__ void copy_async_4(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global)
                : "memory");
 }
-__device__ __forceinline__ void copy_async_4(void* shared, const void* global, L2Policy policy) {
+__device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global, L2Policy policy) {
 #if NIBBLE_L2_HINT
-  asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 4, %2;" ::"r"(
-                   whole_shared_address(shared)),
+  asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 4, %2;" ::"r"(shared),
                "l"(global), "l"(policy.bits)
                : "memory");
 #else
-  copy_async_4(shared, global);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 #endif
+}
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, L2Policy policy) {
+  copy_async_4(whole_shared_address(shared), global, policy);
 }
 #undef NIBBLE_L2_HINT
 

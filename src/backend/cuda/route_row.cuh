@@ -56,22 +56,27 @@ inline constexpr int kRouterBytes = kRouteEach * kWarp * int(sizeof(uint4));
 __device__ __forceinline__ void choose_in_block(const RowRoute& route, RowRouteMemory& memory) {
   const RouterShape& shape = route.shape;
   const int lane = int(threadIdx.x) % kWarp, warps = int(blockDim.x) / kWarp;
-  uint32_t values[kRouteExperts / kWarp];
+  static_assert(kRouteExperts == 2 * kWarp);
+  uint32_t values[2];
 #pragma unroll
-  for (int i = 0; i < kRouteExperts / kWarp; ++i) {
+  for (int i = 0; i < 2; ++i) {
     const int e = i * kWarp + lane;
     values[i] = e < shape.num_experts ? rising_bits(memory.scores[e] + memory.bias[e]) : 0;
   }
+  constexpr int kAtOnce = 4;
+#pragma unroll 1
+  for (int own = int(threadIdx.x) / kWarp; own < shape.num_experts; own += kAtOnce * warps) {
 #pragma unroll
-  for (int i = 0; i < kRouteExperts / kWarp; ++i) {
-    for (int e = i * kWarp + int(threadIdx.x) / kWarp; e < min(shape.num_experts, (i + 1) * kWarp);
-         e += warps) {
-      const uint32_t value = __shfl_sync(0xffffffffu, values[i], e % kWarp);
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int e = own + k * warps;
+      if (e >= shape.num_experts) break;
+      const uint32_t value = __shfl_sync(0xffffffffu, e < kWarp ? values[0] : values[1], e % kWarp);
       int rank = 0;
 #pragma unroll
-      for (int k = 0; k < kRouteExperts / kWarp; ++k) {
-        const bool is_before = values[k] > value || (values[k] == value && k * kWarp + lane < e);
-        rank += __popc(__ballot_sync(0xffffffffu, is_before));
+      for (int i = 0; i < 2; ++i) {
+        // Those before it are greater, or equal with a lower id.
+        const uint32_t least = i * kWarp + lane < e ? value : value + 1;
+        rank += __popc(__ballot_sync(0xffffffffu, values[i] >= least));
       }
       if (lane == 0 && value != 0 && rank < shape.top_k) {
         memory.experts[rank] = e, memory.chosen_scores[rank] = memory.scores[e];
@@ -114,6 +119,12 @@ __device__ __forceinline__ void route_row(RowRoute& route, RowRouteMemory& memor
     memory.experts[slot] = slot < top_k ? slot : num_experts + slot - top_k;
     memory.chosen_scores[slot] = NAN;
   }
+  // Where the parts of the sum of the warp's first expert will lie.
+  const auto parts_of = [&](int e) {
+    return (e % groups * steps - warp) * rows_pitch + e / groups * (kWarp * int(sizeof(uint4)));
+  };
+  int parts = parts_of(warp);
+  compute_now(parts);
   if (threadIdx.x == 0) {
     start_barrier(&memory.scored, 1);
     publish_barriers();
@@ -136,9 +147,8 @@ __device__ __forceinline__ void route_row(RowRoute& route, RowRouteMemory& memor
   }
   wait_for_cluster();  // the others are there
   __syncthreads();
-  for (int e = warp; e < min(each, num_experts - first); e += int(blockDim.x) / kWarp) {
-    const uint8_t* from =
-        rows + (e % groups * steps - warp) * rows_pitch + e / groups * (kWarp * int(sizeof(uint4)));
+  for (int e = warp; e < min(each, num_experts - first);) {
+    const uint8_t* from = rows + parts;
     float sum = 0;
 #pragma unroll
     for (int j = 0; j < RowColumns::kSteps; ++j) {
@@ -149,6 +159,8 @@ __device__ __forceinline__ void route_row(RowRoute& route, RowRouteMemory& memor
       send_to_block(reinterpret_cast<uint32_t*>(memory.scores + first + e), &memory.scored,
                     unsigned(lane), __float_as_uint(score));
     }
+    e += int(blockDim.x) / kWarp;
+    if (e < each) parts = parts_of(e);
   }
   wait_for_phase(&memory.scored, 0);
   choose_in_block(route, memory);

@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(kNormWarps* kWarp)
   const int64_t cols = x.cols, rest = RowColumns::kColumns + threadIdx.x % kWarp * kLaneColumns;
   RowColumns gains, values, added;
   gains.load(gain, cols);
+  const float inverse_cols = 1.0f / float(cols);
   wait_for_predecessor();
   let_successor_begin();
   if (t >= x.rows) return;
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kNormWarps* kWarp)
     }
     square += squares(v);
   }
-  const float scale = norm_scale(square, cols, eps);
+  const float scale = norm_scale(square, inverse_cols, eps);
 #pragma unroll
   for (int j = 0; j < RowColumns::kSteps; ++j) scale_columns(scale, gains.v[j], values.v[j]);
   values.for_each(cols, [&](int k, auto& of) { store_columns(of, k, cols, out.row(t)); });
