@@ -13,9 +13,8 @@
 // gate_up's are on their way, and not before, or they would come in between.
 //
 // NVFP4, hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3 (backend_bench
-// --benchmark_filter=wide): 14.7 us, 47 % of 3.1 TB/s, two hand-overs counted, without routing. In
-// a step, with norm and routing, slowed by 4 % by reading the clock: 3.9 us from the wait to the
-// choice in the mean of warps, and 3.1 from down's wait to its end.
+// --benchmark_filter=wide): 15.0 us, 46 % of 3.1 TB/s, two hand-overs counted, without routing.
+// Bound by instructions: of gate_up's 32 warps on a multiprocessor each takes eight cycles.
 #include "backend/cuda/experts_products.h"
 #include "backend/cuda/experts_work.cuh"
 #include "backend/cuda/route_row.cuh"

@@ -8,9 +8,8 @@
 //          2048 x 5120    45 %    5120 x 768   23 %    2048 x 1536  23 %
 //          1344 x 2048    22 %: 2.3 us, of which its bytes take 0.5
 // In a step the next kernel's weights come meanwhile; what is left of the small ones is the
-// hand-over, the way of the inputs from L2, and the decoding of what could not be decoded before.
-// The shares were measured with one unit more decoded before the wait: in a step, o takes less time
-// with none and registers that leave room for the next kernel.
+// hand-over, the way of the inputs from L2, and the decoding of what could not be decoded before:
+// one unit of a warp is, with registers that leave room for the kernels beside it.
 #include "backend/cuda/dtypes.h"
 #include "backend/cuda/norm_row.cuh"
 #include "backend/cuda/row.cuh"

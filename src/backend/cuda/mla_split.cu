@@ -594,9 +594,9 @@ void launch_format(const Context& context, LatentQueries q, const KvLayer& cache
 }  // namespace
 
 int most_splits(int bound) {
-  // In fours, in which they are joined.
-  if (bound <= 4096) return (splits_of(bound) + 3) / 4 * 4;
-  return bound <= 16384 ? std::max(64, splits_of(bound)) : kMostSplits;
+  if (bound > 16384) return kMostSplits;
+  const int most = bound <= 4096 ? splits_of(bound) : std::max(64, splits_of(bound));
+  return (most + kBlockSplits - 1) / kBlockSplits * kBlockSplits;
 }
 
 void attend_splits(const Context& context, LatentQueries q, const MlaShape& shape, RowRange rows,

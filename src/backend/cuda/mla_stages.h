@@ -37,7 +37,8 @@ __host__ __device__ constexpr int splits_of(int length) {
   return (length + split_span(length) - 1) / split_span(length);
 }
 constexpr int kMostSplits = 128;  // of any length
-// The most splits of any length up to `bound`.
+constexpr int kBlockSplits = 4;   // that are joined, and read, together
+// The most splits of any length up to `bound`, in whole blocks.
 int most_splits(int bound);
 
 // `store`: of the same rows, taken along; or null.
