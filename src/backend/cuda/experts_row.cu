@@ -14,7 +14,7 @@
 //
 // NVFP4, hidden 2048, width 1536, 4 of 48 experts, on an H100 80GB HBM3 (backend_bench
 // --benchmark_filter=wide): 15.0 us, 46 % of 3.1 TB/s, two hand-overs counted, without routing.
-// Bound by instructions: of gate_up's 32 warps on a multiprocessor each takes eight cycles.
+// Bound by instructions: one of each of gate_up's 32 warps on a multiprocessor takes eight cycles.
 #include "backend/cuda/experts_products.h"
 #include "backend/cuda/experts_work.cuh"
 #include "backend/cuda/route_row.cuh"

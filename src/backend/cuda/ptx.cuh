@@ -39,10 +39,6 @@ __device__ __forceinline__ void compute_now(int& value) {
 __device__ __forceinline__ void compute_now(float& value) {
   asm volatile("" : "+f"(value));
 }
-template <typename T>
-__device__ __forceinline__ void compute_now(T*& value) {
-  asm volatile("" : "+l"(value));
-}
 
 // Counts from 0 to `last`, then again from 0; returns what was there. What atomicAdd returns, the
 // assembler passes through a shuffle, and so waits for it at once.
