@@ -166,7 +166,7 @@ struct GateUpWork {
     compute_now(spot.slot), compute_now(spot.bytes);
     return spot;
   }
-  __device__ __forceinline__ const uint8_t* place_of(Spot spot, bool has_begun) const {
+  __device__ __forceinline__ const uint8_t* address_of(Spot spot, bool has_begun) const {
     const int expert =
         has_begun ? state.expert(slots, spot.slot) : slots.num_experts - slots.count + spot.slot;
     return w.data + size_t(unsigned(expert)) * (unsigned(w.tiles) * w.tile_bytes) + spot.bytes;
@@ -220,7 +220,7 @@ struct DownWork {
     unsigned bytes;
   };
   __device__ __forceinline__ Spot spot(int item, unsigned bytes) const { return {item, bytes}; }
-  __device__ __forceinline__ const uint8_t* place_of(Spot spot, bool) const {
+  __device__ __forceinline__ const uint8_t* address_of(Spot spot, bool) const {
     const unsigned tile = packed_tile(slots.expert(spot.slot, of_lane), own.part);
     return w.data + size_t(tile) * w.tile_bytes + spot.bytes;
   }

@@ -2,7 +2,8 @@
 // once. The row may be a norm's output, which each block then makes for itself: that takes less
 // time than handing it over.
 //
-// Share of 3.0 TB/s (backend_bench --benchmark_filter=wide) on an H100 80GB HBM3:
+// Share of 3.0 TB/s (backend_bench --benchmark_filter=wide) on an H100 80GB HBM3, NVFP4 before one
+// unit of each warp was decoded before the wait:
 //   BF16   154880 x 2048  96 %    2048 x 5120  75 %
 //   NVFP4  20480 x 2048   63 %    2048 x 10240 52 %    3072 x 2048  35 %
 //          2048 x 5120    45 %    5120 x 768   23 %    2048 x 1536  23 %
@@ -91,7 +92,7 @@ struct RowWork {
     const int tile = min(tile_of(item, own.part), w.tiles - 1);
     return w.data + size_t(unsigned(tile)) * w.tile_bytes + bytes;
   }
-  __device__ __forceinline__ const uint8_t* place_of(Spot spot, bool) const { return spot; }
+  __device__ __forceinline__ const uint8_t* address_of(Spot spot, bool) const { return spot; }
   static constexpr bool kAllKnown = true;
   __device__ int items_known() const { return w.tiles; }
   __device__ void all_fetched() const {}

@@ -119,7 +119,7 @@ __device__ __forceinline__ void route_row(RowRoute& route, RowRouteMemory& memor
     memory.experts[slot] = slot < top_k ? slot : num_experts + slot - top_k;
     memory.chosen_scores[slot] = NAN;
   }
-  // Where the parts of the sum of the warp's first expert will lie.
+  // Where the parts of an expert's sum lie: of the warp's first one, known before the wait.
   const auto parts_of = [&](int e) {
     return (e % groups * steps - warp) * rows_pitch + e / groups * (kWarp * int(sizeof(uint4)));
   };

@@ -10,7 +10,7 @@
 // A Work says what to multiply, item by item:
 //   Spot spot(int item, bytes)       where this warp's part of an item lies, so many bytes into its
 //                                    tile, but for what only begin() knows
-//   const uint8_t* place_of(Spot, bool has_begun)  ... and all of it
+//   const uint8_t* address_of(Spot, bool has_begun)  ... and all of it
 //   int items_known()                how many may be fetched before; kAllKnown: all
 //   kSpareBytes                      of the warp's ring that begin() may use
 //   begin(uint8_t* spare, int pitch) waits until the inputs can be read; pitch: between warps
@@ -238,7 +238,7 @@ struct UnitsAtOnce {
   __device__ __forceinline__ void fetch(const Work& work, int item, bool has_item,
                                         bool has_begun) const {
     const L2Policy policy = L2Policy::read_once();
-    const uint8_t* const from = has_item ? work.place_of(spots[item], has_begun) : nullptr;
+    const uint8_t* const from = has_item ? work.address_of(spots[item], has_begun) : nullptr;
     const uint8_t* const from_scales = from + Unit::kScalesAt - int(threadIdx.x) % kWarp * 12;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
@@ -346,7 +346,7 @@ requires(Plan::kItems == 0) __device__ __forceinline__
   const auto fetch = [&] {
     if (left > 0) {
       if (left_of_item == 0) {
-        data = work.place_of(work.spot(next_item++, own.first_unit * Unit::kBytes), has_begun);
+        data = work.address_of(work.spot(next_item++, own.first_unit * Unit::kBytes), has_begun);
         left_of_item = own.units;
       }
       Unit::fetch(ring + stage, data, lane, L2Policy::read_once());
