@@ -1,6 +1,7 @@
 #include "backend/cuda/cuda_backend.h"
 
 #include <cstring>
+#include <utility>
 
 #include "backend/cuda/experts.h"
 #include "backend/cuda/head.h"
@@ -40,6 +41,8 @@ cuda::Context CudaBackend::context() {
   sums_.reset();
   if (norm_) cuda::add_rms_norm(context, *norm_);
   norm_.reset();
+  if (linear_) cuda::norm_and_linear(context, *linear_);
+  linear_.reset();
   if (route_) cuda::norm_and_route(context, *route_);
   route_.reset();
   if (store_) cuda::mla_store(context, *store_);
@@ -53,7 +56,8 @@ cuda::Context CudaBackend::context_as_is() {
           .stream = stream_,
           .workspace = workspace_,
           .step = step_.view(),
-          .counters = counters_.as<int>()};
+          .counters = counters_.as<int>(),
+          .serializes = serializes_};
 }
 
 std::string CudaBackend::description() const {
@@ -91,7 +95,7 @@ void* CudaBackend::allocate(size_t bytes) {
 void CudaBackend::free(void* memory) {
   if (memory == nullptr) return;
   if (cudaStreamSynchronize(stream_) != cudaSuccess) {
-    norm_.reset(), route_.reset(), store_.reset(), sums_.reset();
+    norm_.reset(), linear_.reset(), route_.reset(), store_.reset(), sums_.reset();
   }
   context();
   cudaStreamSynchronize(stream_);  // on a lost card, too, memory is given back
@@ -115,7 +119,7 @@ void CudaBackend::read(const void* memory, void* host, size_t bytes) {
 }
 
 void CudaBackend::start_read(const void* memory, void* host, size_t bytes) {
-  readback_.start(memory, host, bytes, context().stream);
+  readback_.start(context(), memory, host, bytes);
 }
 
 void CudaBackend::finish_read(void* host) {
@@ -161,7 +165,7 @@ void CudaBackend::begin_step(const Batch& batch) {
     CUDA_CHECK(cudaStreamSynchronize(stream_));
     feed_.reset();
   }
-  step_.fill(batch, context().stream);
+  step_.fill(batch, context());
 }
 
 void CudaBackend::replay(uint64_t key, const std::function<void()>& step) {
@@ -204,8 +208,10 @@ void CudaBackend::linear(Tensor x, const Weight& w, Tensor out, bool accumulate)
   }
   if (norm_ && norm_->out.data == x.data && norm_->out.rows == x.rows &&
       cuda::can_multiply_norm(*norm_, w)) {
-    cuda::norm_and_linear(context_as_is(), *norm_, w, out, accumulate);
-    return norm_.reset();
+    linear_ = {.norm = *norm_, .w = &w, .out = out, .accumulate = accumulate};
+    norm_.reset();
+    if (!cuda::may_be_queries(*linear_)) context();
+    return;
   }
   cuda::linear(context(), x, w, out, accumulate);
 }
@@ -216,15 +222,20 @@ void CudaBackend::silu_mul(Tensor gate_up, Tensor out) {
 
 void CudaBackend::mla_store(Tensor kv, const Weight& gain, const MlaShape& shape, const Batch&,
                             const KvLayer& cache) {
+  const auto queries = std::exchange(linear_, std::nullopt);  // not read or written here
   context();
+  linear_ = queries;
   store_ = cuda::store_of(kv, gain, shape, cache);
 }
 
 void CudaBackend::mla_attention(Tensor q, const Weight& kv_b, const MlaShape& shape,
                                 const Batch& batch, const KvLayer& cache, Tensor out) {
   if (store_ && !norm_ && !route_ && cuda::can_store_and_attend(*store_, batch)) {
-    cuda::mla_attention(context_as_is(), q, kv_b, shape, batch, cache, out, &*store_);
-    return store_.reset();
+    const bool makes_queries = linear_ && linear_->out.data == q.data;
+    const auto queries = makes_queries ? std::exchange(linear_, std::nullopt) : std::nullopt;
+    const auto store = std::exchange(store_, std::nullopt);
+    return cuda::mla_attention(context(), q, kv_b, shape, batch, cache, out, &*store,
+                               queries ? &*queries : nullptr);
   }
   cuda::mla_attention(context(), q, kv_b, shape, batch, cache, out);
 }

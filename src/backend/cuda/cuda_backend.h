@@ -11,6 +11,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/feed.h"
 #include "backend/cuda/launch.h"
+#include "backend/cuda/linear.h"
 #include "backend/cuda/mla.h"
 #include "backend/cuda/readback.h"
 #include "backend/cuda/replay.h"
@@ -82,11 +83,13 @@ class CudaBackend : public Backend {
   cuda::Replay replay_;
   // Held back until the next operation, which may take them into its own kernel.
   std::optional<cuda::Norm> norm_;
+  std::optional<cuda::NormedLinear> linear_;
   std::optional<cuda::NormedRoute> route_;
   std::optional<cuda::Store> store_;
   std::optional<cuda::SlotSums> sums_;
   cuda::DeviceMemory arrived_;   // Norm::arrived
   cuda::DeviceMemory counters_;  // Context::counters
+  bool serializes_ = false;      // Context::serializes
   int recorded_generation_ = 0;
   cuda::Sampler sampler_;
   cuda::PinnedMemory read_buffer_;

@@ -29,7 +29,6 @@ using GateUpPlan = RowPlan<Unit::kChunks == 1 ? 2 : 4>;
 template <typename Unit>
 using DownPlan = RowPlan<Unit::kChunks == 1 ? 2 : 4>;
 // Where there is room for all of them.
-using GateUpAtOnce = AtOncePlan<4, 1>;
 using DownAtOnce = AtOncePlan<5, 1>;
 
 // The row's slots; the last num_shared are the same for every row.
@@ -54,10 +53,42 @@ struct Slots {
   }
 };
 
+// Which items a block of gate_up takes, every so many-th: the first `blocks` blocks `items` each,
+// the others the rest. Where a multiprocessor takes two, the second begins only when the kernel
+// before has left it, and then makes the routing, too; so it has less to do.
+struct ItemShares {
+  int blocks = 0, items = 0;
+
+  // Of `all` items for `grid` blocks; `most`: what a block has room for.
+  ItemShares(int all, int grid, int processors, int most) : blocks(grid) {
+    items = (all + grid - 1) / grid;
+    if (grid <= processors || items >= most || items < 2) return;
+    blocks = grid / 2, ++items;
+  }
+  int most(int all, int grid) const {
+    const int others = grid - blocks, rest = all - blocks * items;
+    return others == 0 || rest <= 0 ? items : std::max(items, (rest + others - 1) / others);
+  }
+
+  __device__ __forceinline__ bool is_first() const { return int(blockIdx.x) < blocks; }
+  __device__ __forceinline__ unsigned index(int item) const {
+    const int block = int(blockIdx.x);
+    return unsigned(is_first() ? block + item * blocks
+                               : blocks * (items - 1) + block + item * (int(gridDim.x) - blocks));
+  }
+  // Of the block, up to `end`.
+  __device__ __forceinline__ int count(int end) const {
+    const int step = is_first() ? blocks : int(gridDim.x) - blocks;
+    const int left = (is_first() ? min(end, blocks * items) : end) - int(index(0));
+    return left <= 0 ? 0 : int(unsigned(left + step - 1) / unsigned(step));
+  }
+};
+
 // Where gate_up's inputs come from, and the experts of a row: from memory, each warp bringing the
 // columns of its slice ...
 struct StoredSource {
   static constexpr int kSpareBytes = 0;
+  using AtOnce = AtOncePlan<4, 1>;
   Activations x;
 
   static size_t shared_bytes(const PackedMatrices& w, int cols) {
@@ -88,7 +119,8 @@ struct StoredSource {
 
 // ... or made by the kernel itself.
 struct RoutingSource {
-  static constexpr int kSpareBytes = kRouterBytes;
+  static constexpr int kSpareBytes = kRouteSpareBytes;
+  using AtOnce = AtOncePlan<5, 1>;
   RowRoute route;
 
   static size_t shared_bytes(const PackedMatrices&, int) { return sizeof(RowRouteMemory); }
@@ -129,6 +161,7 @@ struct GateUpWork {
   bf16* inner;
   int64_t inner_stride;
   int together, items_a_place;
+  ItemShares shares;
 
   // An item's slot, and the first of its tiles.
   struct Place {
@@ -141,7 +174,7 @@ struct GateUpWork {
     return place < slots.num_shared ? slots.chosen() + place : place - slots.num_shared;
   }
   __device__ __forceinline__ Place place_of(int item) const {
-    const unsigned index = blockIdx.x + unsigned(item) * gridDim.x;
+    const unsigned index = shares.index(item);
     const unsigned place = index / unsigned(items_a_place);
     return {slot_of(int(place)), int(index - place * unsigned(items_a_place)) * together};
   }
@@ -173,8 +206,7 @@ struct GateUpWork {
   }
   static constexpr bool kAllKnown = false;
   __device__ __forceinline__ int items_known() const {
-    const int shared_items = slots.num_shared * items_a_place - int(blockIdx.x);
-    return shared_items <= 0 ? 0 : int(unsigned(shared_items + int(gridDim.x) - 1) / gridDim.x);
+    return shares.count(slots.num_shared * items_a_place);
   }
   static constexpr int kSpareBytes = Source::kSpareBytes;
   __device__ __forceinline__ void begin(uint8_t* spare, int spare_pitch) {
@@ -286,13 +318,12 @@ struct DownWork {
 template <typename Unit, typename Plan, typename Source>
 __global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 64)
     gate_up_row_kernel(PackedMatrices w, Source source, Slots slots, Activations inner,
-                       int together, int sums_bytes, SharedExperts downs) {
+                       int together, int sums_bytes, ItemShares shares, SharedExperts downs) {
   extern __shared__ __align__(16) uint8_t shared[];
   if (threadIdx.x == 0) downs.bring_to_cache();
   const int ring_bytes = int(Plan::template ring_bytes<Unit>(int(blockDim.x) / kWarp));
   const RowPart own(w);
   const int items_a_place = int(unsigned(w.tiles + together - 1) / unsigned(together));
-  const int items = slots.count * items_a_place, block = int(blockIdx.x);
   GateUpWork<Unit, Source> work{
       .w = w,
       .slots = slots,
@@ -303,10 +334,10 @@ __global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 64)
       .inner = static_cast<bf16*>(const_cast<void*>(inner.data)),
       .inner_stride = inner.stride,
       .together = together,
-      .items_a_place = items_a_place};
+      .items_a_place = items_a_place,
+      .shares = shares};
   work.keep_own_place();
-  multiply_row<Unit, Plan>(w, own, work,
-                           int(unsigned(items - block + int(gridDim.x) - 1) / gridDim.x), together,
+  multiply_row<Unit, Plan>(w, own, work, shares.count(slots.count * items_a_place), together,
                            shared, reinterpret_cast<float*>(shared + ring_bytes));
 }
 
@@ -346,52 +377,57 @@ __global__ void __maxnreg__(Unit::kProducts > 1 ? 128 : 80)
 }
 
 template <typename Unit, typename Plan, typename Source>
-Grid gate_up_grid(const Context& context, const PackedMatrices& w, unsigned cluster,
-                  const Slots& slots, int* sums_bytes) {
-  const auto kernel = gate_up_row_kernel<Unit, Plan, Source>;
-  const int together = tiles_together(w), warps = together * w.slices;
-  const unsigned items = unsigned(slots.count) * blocks_for(w.tiles, together);
-  Grid grid{.blocks = {cluster}, .threads = warps * kWarp, .cluster = cluster};
-  const auto take_room = [&](unsigned blocks) {
-    *sums_bytes = int(row_sums_bytes(w, int(blocks_for(items, blocks)), together));
-    grid.shared_bytes = Plan::template ring_bytes<Unit>(warps) + *sums_bytes +
-                        Source::shared_bytes(w, w.units * Unit::kInputs);
-    allow_shared(kernel, grid.shared_bytes);
-  };
-  const unsigned least = blocks_for(items, most_row_items(w, together));
-  const auto blocks_of = [&](unsigned resident) {
-    return blocks_for(std::max(std::min(items, resident), least), cluster) * cluster;
-  };
-  unsigned resident = unsigned(context.device.num_processors);
-  if (cluster > 1) {
+struct GateUpLaunch {
+  static constexpr auto kKernel = gate_up_row_kernel<Unit, Plan, Source>;
+  Grid grid;
+  int together, items, sums_bytes = 0;
+  ItemShares shares{0, 1, 1, 0};
+
+  GateUpLaunch(const Context& context, const PackedMatrices& w, unsigned cluster,
+               const Slots& slots)
+      : together(tiles_together(w)), items(slots.count * int(blocks_for(w.tiles, together))) {
+    const int warps = together * w.slices, processors = context.device.num_processors;
+    grid = {.blocks = {cluster}, .threads = warps * kWarp, .cluster = cluster};
+    const auto take_room = [&](unsigned blocks) {
+      grid.blocks.x = blocks;
+      shares = ItemShares(items, int(blocks), processors, Plan::kItems);
+      sums_bytes = int(row_sums_bytes(w, shares.most(items, int(blocks)), together));
+      grid.shared_bytes = Plan::template ring_bytes<Unit>(warps) + size_t(sums_bytes) +
+                          Source::shared_bytes(w, w.units * Unit::kInputs);
+      allow_shared(kKernel, grid.shared_bytes);
+    };
+    const unsigned least = blocks_for(items, most_row_items(w, together));
+    const auto blocks_of = [&](unsigned resident) {
+      return blocks_for(std::max(std::min(unsigned(items), resident), least), cluster) * cluster;
+    };
+    unsigned resident = unsigned(processors);
+    if (cluster > 1) {
+      take_room(blocks_of(2 * resident));
+      resident = resident_clusters(context, grid, kKernel) * cluster;
+    }
     take_room(blocks_of(resident));
-    resident = resident_clusters(context, grid, kernel) * cluster;
   }
-  grid.blocks.x = blocks_of(resident);
-  take_room(grid.blocks.x);
-  return grid;
-}
+  int most_items() const { return shares.most(items, int(grid.blocks.x)); }
+
+  void run(const Context& context, const PackedMatrices& w, const Source& source,
+           const Slots& slots, const Activations& inner, const SharedExperts& downs) const {
+    launch(context, grid, kKernel, w, source, slots, inner, together, sums_bytes, shares, downs);
+  }
+};
 
 template <typename Unit, typename Source>
 void launch_gate_up(const Context& context, const PackedMatrices& w, const Source& source,
                     unsigned cluster, const Slots& slots, const Activations& inner,
                     const SharedExperts& downs) {
-  const int together = tiles_together(w);
-  const unsigned items = unsigned(slots.count) * blocks_for(w.tiles, together);
-  int sums_bytes = 0;
-  const auto launch_plan = [&]<typename Plan>(Plan, const Grid& grid) {
-    launch(context, grid, gate_up_row_kernel<Unit, Plan, Source>, w, source, slots, inner, together,
-           sums_bytes, downs);
-  };
   if constexpr (Unit::kChunks == 2) {
-    const Grid grid =
-        gate_up_grid<Unit, GateUpAtOnce, Source>(context, w, cluster, slots, &sums_bytes);
-    if (GateUpAtOnce::takes(w, int(blocks_for(items, grid.blocks.x)))) {
-      return launch_plan(GateUpAtOnce(), grid);
+    using Plan = typename Source::AtOnce;
+    const GateUpLaunch<Unit, Plan, Source> at_once(context, w, cluster, slots);
+    if (Plan::takes(w, at_once.most_items())) {
+      return at_once.run(context, w, source, slots, inner, downs);
     }
   }
-  using Plan = GateUpPlan<Unit>;
-  launch_plan(Plan(), gate_up_grid<Unit, Plan, Source>(context, w, cluster, slots, &sums_bytes));
+  const GateUpLaunch<Unit, GateUpPlan<Unit>, Source> plain(context, w, cluster, slots);
+  plain.run(context, w, source, slots, inner, downs);
 }
 
 template <typename Unit, typename Plan>

@@ -43,8 +43,8 @@ __device__ __forceinline__ float value_of(unsigned rank) {
 
 __global__ void __launch_bounds__(kNormThreads) head_norms_kernel(Activations x, State state) {
   __shared__ float shared[kWarp];
-  wait_for_predecessor();
   let_successor_begin();
+  wait_for_predecessor();
   const auto* row = static_cast<const bf16*>(x.data) + blockIdx.x * x.stride;
   float square = 0;
   for (int k = int(threadIdx.x); k < x.cols; k += kNormThreads) {
@@ -141,40 +141,61 @@ __global__ void __launch_bounds__(Tiles::kThreads, Tiles::kBlocks)
   work.end();
 }
 
-// Element `n` of row `t` from BF16, in thread 0. `sums`: one a slice.
-__device__ float compute_again(const PackedMatrices& w, const Activations& x, int64_t t, int n,
-                               float* sums) {
+constexpr int kTogether = 4;  // elements of a row computed again at once
+
+// The sums over this warp's slice of `count` elements of row `t` from BF16: all on their way at
+// once.
+__device__ __forceinline__ void sum_slice_again(const PackedMatrices& w, const Activations& x,
+                                                int64_t t, const int* found, int count,
+                                                float (*sums)[kMaxSlices]) {
   const int warp = int(threadIdx.x / kWarp), lane = int(threadIdx.x % kWarp), g = lane / 4;
-  const int tile = n / kTileRows, place = n % kTileRows;
-  const bool is_mine = g == place % 8;
-  float sum[4] = {};
-  if (warp < w.slices) {
-    const int first = warp * w.units_per_slice;
-    const uint8_t* units = w.data + size_t(tile) * w.tile_bytes;
-#pragma unroll 2
-    for (int unit = first; unit < min(w.units, first + w.units_per_slice); ++unit) {
-      Bf16Unit::Registers r;
+  const int first = warp * w.units_per_slice, end = min(w.units, first + w.units_per_slice);
+  float sum[kTogether][4] = {};
+#pragma unroll 1
+  for (int unit = first; unit < end; ++unit) {
+    Bf16Unit::Registers r[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int n = i < count ? found[i] : 0;
+      const auto* from = w.data + size_t(n / kTileRows) * w.tile_bytes +
+                         size_t(unit) * Bf16Unit::kBytes + lane * 16;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const auto* from = units + size_t(unit) * Bf16Unit::kBytes + j * 512 + lane * 16;
-        uint4 v = make_uint4(0, 0, 0, 0);
-        if (is_mine) v = *reinterpret_cast<const uint4*>(from);
-        r.values[0][j] = v;
+        r[i].values[0][j] = make_uint4(0, 0, 0, 0);
+        if (i < count && g == n % 8) {
+          r[i].values[0][j] = *reinterpret_cast<const uint4*>(from + j * 512);
+        }
       }
-      uint32_t b[8];
-      load_inputs(x, g == 0 ? t : -1, unit * Bf16Unit::kInputs + lane % 4 * kBlockInputs, b);
-      multiply_chunk<Bf16Unit>(sum, r, 0, b);
     }
-    if (lane == place % 8 * 4) sums[warp] = place < 8 ? sum[0] : sum[2];
+    uint32_t b[8];
+    load_inputs(x, g == 0 ? t : -1, unit * Bf16Unit::kInputs + lane % 4 * kBlockInputs, b);
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) multiply_chunk<Bf16Unit>(sum[i], r[i], 0, b);
   }
-  __syncthreads();
-  float total = 0;
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < w.slices; ++s) total += sums[s];
-    total *= w.factors[n];
+#pragma unroll
+  for (int i = 0; i < kTogether; ++i) {
+    if (i >= count) break;
+    const int place = found[i] % kTileRows;
+    if (lane == place % 8 * 4) sums[i][warp] = place < 8 ? sum[i][0] : sum[i][2];
   }
-  __syncthreads();
-  return total;
+}
+
+// Elements `found` of row `t` from BF16, by all threads. `sums`: [kTogether, kMaxSlices].
+__device__ void compute_again(const PackedMatrices& w, const Activations& x, int64_t t,
+                              const int* found, int count, float (*sums)[kMaxSlices], float* row) {
+  const int warp = int(threadIdx.x / kWarp), thread = int(threadIdx.x);
+  for (int first = 0; first < count; first += kTogether) {
+    const int here = min(kTogether, count - first);
+    const float factor = thread < here ? w.factors[found[first + thread]] : 0;
+    if (warp < w.slices) sum_slice_again(w, x, t, found + first, here, sums);
+    __syncthreads();
+    if (thread < here) {
+      float total = 0;
+      for (int s = 0; s < w.slices; ++s) total += sums[thread][s];
+      row[found[first + thread]] = total * factor;
+    }
+    __syncthreads();
+  }
 }
 
 __global__ void __launch_bounds__(kAgainThreads)
@@ -182,7 +203,7 @@ __global__ void __launch_bounds__(kAgainThreads)
                       State state, Matrix<float> out) {
   __shared__ int found[kHeadCandidates];
   __shared__ int count;
-  __shared__ float sums[kMaxSlices];
+  __shared__ float sums[kTogether][kMaxSlices];
   if (threadIdx.x == 0) count = 0;
   let_successor_begin();
   __syncthreads();
@@ -202,10 +223,7 @@ __global__ void __launch_bounds__(kAgainThreads)
   if (count == 0) return;
   if (threadIdx.x == 0) atomicAdd(&state.candidates[t], count);
   if (count > kHeadCandidates) return;  // the whole row comes next
-  for (int c = 0; c < count; ++c) {
-    const float exact = compute_again(rows, x, t, found[c], sums);
-    if (threadIdx.x == 0) row[found[c]] = exact;
-  }
+  compute_again(rows, x, t, found, count, sums, row);
 }
 
 struct WholeWork : LinearWork {

@@ -2,7 +2,8 @@
 // ends, where the card can do that. For .cu files.
 //
 // So every kernel must call wait_for_predecessor() (ptx.cuh) in all its threads before it reads
-// what an earlier kernel wrote and before it writes anything; only weights may be read earlier.
+// what an earlier kernel wrote and before it writes anything; only weights and the step's arrays
+// may be read earlier.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,6 +26,7 @@ struct Context {
   Workspace& workspace;  // of one operation at a time
   const StepView& step;  // of the batch of begin_step()
   int* counters;         // kNumCounters in the card's memory, zero between operations
+  bool& serializes;      // the next kernel begins only when all before it have ended
 };
 
 struct Grid {
@@ -64,13 +66,15 @@ struct LaunchConfig {
     }
   }
   LaunchConfig(const LaunchConfig&) = delete;  // config points to the attributes
+  void serialize() { attributes[1].val.programmaticStreamSerializationAllowed = 0; }
 };
 
 // Launches nothing when the grid is empty.
 template <typename... Params, typename... Args>
 void launch(const Context& context, const Grid& grid, void (*kernel)(Params...), Args&&... args) {
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
-  const LaunchConfig launch(context, grid);
+  LaunchConfig launch(context, grid);
+  if (std::exchange(context.serializes, false)) launch.serialize();
   CUDA_CHECK(cudaLaunchKernelEx(&launch.config, kernel, Params(std::forward<Args>(args))...));
 }
 

@@ -39,12 +39,13 @@ bool can_multiply_norm(const Norm& norm, const Weight& w) {
   return norm.out.cols == w.cols && can_multiply_norm_row(norm, resident_as<PackedMatrices>(w));
 }
 
-void norm_and_linear(const Context& context, const Norm& norm, const Weight& w, Tensor out,
-                     bool accumulate) {
-  CHECK(norm.out.cols == w.cols && out.cols == w.rows && norm.x.rows == out.rows, "%s",
-        w.name.c_str());
-  const Results results{out.data, out.stride, out.dtype == DType::kF32, accumulate};
-  norm_and_linear_row(context, norm, resident_as<PackedMatrices>(w), results);
+void norm_and_linear(const Context& context, const NormedLinear& linear) {
+  const Weight& w = *linear.w;
+  const Tensor& out = linear.out;
+  CHECK(linear.norm.out.cols == w.cols && out.cols == w.rows && linear.norm.x.rows == out.rows,
+        "%s", w.name.c_str());
+  const Results results{out.data, out.stride, out.dtype == DType::kF32, linear.accumulate};
+  norm_and_linear_row(context, linear.norm, resident_as<PackedMatrices>(w), results);
 }
 
 }  // namespace nibble::cuda

@@ -19,8 +19,13 @@ std::shared_ptr<const void> upload_linear(const Uploads& to, const Weight& host)
 void linear(const Context& context, Tensor x, const Weight& w, Tensor out, bool accumulate);
 
 // The same of a norm's output, and the norm itself, in one kernel.
+struct NormedLinear {
+  Norm norm{};
+  const Weight* w = nullptr;
+  Tensor out{};
+  bool accumulate = false;
+};
 bool can_multiply_norm(const Norm& norm, const Weight& w);
-void norm_and_linear(const Context& context, const Norm& norm, const Weight& w, Tensor out,
-                     bool accumulate);
+void norm_and_linear(const Context& context, const NormedLinear& linear);
 
 }  // namespace nibble::cuda

@@ -22,7 +22,8 @@ T* copy_to_card(const Uploads& to, const std::vector<T>& values) {
 }
 
 void attend_absorbed(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
-                     RowRange rows, const KvLayer& cache, Tensor out, const Store* store) {
+                     RowRange rows, const KvLayer& cache, Tensor out, const Store* store,
+                     const NormedLinear* normed) {
   const int splits = most_splits(context.step.length_bound);
   const size_t query_bytes = size_t(shape.heads) * kRecord * sizeof(uint16_t);
   const size_t value_bytes = size_t(shape.heads) * size_t(splits) * kLatent * sizeof(__half);
@@ -39,7 +40,11 @@ void attend_absorbed(const Context& context, Tensor q, const LatentUp& kv_b, con
       .max_splits = splits};
   for (int first = 0; first < rows.count; first += at_once) {
     const RowRange pass{rows.first + first, std::min(at_once, rows.count - first)};
-    absorb_queries(context, q, kv_b, shape, pass, queries, store);
+    if (normed != nullptr) {
+      make_queries(context, *normed, kv_b, shape, queries, *store);
+    } else {
+      absorb_queries(context, q, kv_b, shape, pass, queries, store);
+    }
     attend_splits(context, queries, shape, pass, cache, partials);
     join_splits(context, partials, kv_b, shape, pass, queries.data, out);
   }
@@ -130,16 +135,27 @@ bool can_store_and_attend(const Store& store, const Batch& batch) {
          std::ranges::none_of(batch.segments, [](const Segment& s) { return s.expanded; });
 }
 
+bool may_be_queries(const NormedLinear& linear) {
+  return linear.out.rows == 1 && linear.out.cols % kQuery == 0 && !linear.accumulate;
+}
+
 void mla_attention(const Context& context, Tensor q, const Weight& kv_b, const MlaShape& shape,
-                   const Batch& batch, const KvLayer& cache, Tensor out, const Store* store) {
+                   const Batch& batch, const KvLayer& cache, Tensor out, const Store* store,
+                   const NormedLinear* queries) {
   CHECK(shape.nope_dim == kNope && shape.rope_dim == kRope && shape.value_dim == kValue &&
             shape.latent_dim == kLatent,
         "heads of %d + %d, %d over a latent of %d", shape.nope_dim, shape.rope_dim, shape.value_dim,
         shape.latent_dim);
   const LatentUp& up = resident_as<LatentUp>(kv_b);
+  if (queries != nullptr && (store == nullptr || !can_make_queries(context, *queries, up, shape))) {
+    norm_and_linear(context, *queries);
+    queries = nullptr;
+  }
   RowRange absorbed;  // the last of them, grown while segments follow each other
   const auto attend = [&] {
-    if (absorbed.count > 0) attend_absorbed(context, q, up, shape, absorbed, cache, out, store);
+    if (absorbed.count > 0) {
+      attend_absorbed(context, q, up, shape, absorbed, cache, out, store, queries);
+    }
     absorbed.count = 0;
   };
   for (const Segment& segment : batch.segments) {

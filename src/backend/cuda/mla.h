@@ -13,6 +13,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/launch.h"
+#include "backend/cuda/linear.h"
 #include "backend/cuda/weights.h"
 
 namespace nibble::cuda {
@@ -38,9 +39,11 @@ bool can_store_and_attend(const Store& store, const Batch& batch);
 // q [T, heads * query_dim], out [T, heads * value_dim], BF16 or F32. `batch` is that of
 // context.step. Where every segment is one row that is not expanded, grids depend on sizes in
 // context.step alone, so that a recorded step holds for all contexts within its length_bound.
-// `store`: to be done before, by kernels of its own or by the first of these.
+// `store`: to be done before, by kernels of its own or by the first of these; so with what makes q.
 void mla_attention(const Context& context, Tensor q, const Weight& kv_b, const MlaShape& shape,
                    const Batch& batch, const KvLayer& cache, Tensor out,
-                   const Store* store = nullptr);
+                   const Store* store = nullptr, const NormedLinear* queries = nullptr);
+// Whether it may take along what makes q, which still depends on the rest: q_b of one row.
+bool may_be_queries(const NormedLinear& linear);
 
 }  // namespace nibble::cuda

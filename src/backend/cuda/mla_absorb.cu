@@ -167,17 +167,20 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+float query_scale(const MlaShape& shape) {
+  return float(std::numbers::log2e / std::sqrt(double(shape.query_dim())));
+}
+
 void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
                     RowRange rows, LatentQueries out, const Store* store) {
   const bool is_bf16 = out.format == KvFormat::kBF16 || out.format == KvFormat::kF32;
   const int tiles = rows.count > 32 ? 4 : 1;
-  const QueryBlocks blocks{
-      .heads = shape.heads,
-      .first_row = rows.first,
-      .num_rows = rows.count,
-      .tiles = tiles,
-      .scale = float(std::numbers::log2e / std::sqrt(double(shape.query_dim()))),
-      .permuted = out.format == KvFormat::kNvfp4};
+  const QueryBlocks blocks{.heads = shape.heads,
+                           .first_row = rows.first,
+                           .num_rows = rows.count,
+                           .tiles = tiles,
+                           .scale = query_scale(shape),
+                           .permuted = out.format == KvFormat::kNvfp4};
   const Grid grid{
       .blocks = {unsigned(shape.heads * kColumnBlocks) + blocks_for(shape.heads, kTurnedHeads) +
                      (store != nullptr ? std::min<unsigned>(rows.count, tiles * kRows) : 0),

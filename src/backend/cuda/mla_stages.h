@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/launch.h"
+#include "backend/cuda/linear.h"
 #include "backend/cuda/mla.h"
 #include "backend/cuda/mla_up.cuh"
 
@@ -41,9 +42,16 @@ constexpr int kBlockSplits = 4;   // that are joined, and read, together
 // The most splits of any length up to `bound`, in whole blocks.
 int most_splits(int bound);
 
+// The softmax's scale, for powers of two.
+float query_scale(const MlaShape& shape);
 // `store`: of the same rows, taken along; or null.
 void absorb_queries(const Context& context, Tensor q, const LatentUp& kv_b, const MlaShape& shape,
                     RowRange rows, LatentQueries out, const Store* store);
+// The same of one row, from the norm before q_b on; what these leave is left, too.
+bool can_make_queries(const Context& context, const NormedLinear& normed, const LatentUp& kv_b,
+                      const MlaShape& shape);
+void make_queries(const Context& context, const NormedLinear& normed, const LatentUp& kv_b,
+                  const MlaShape& shape, LatentQueries out, const Store& store);
 void attend_splits(const Context& context, LatentQueries q, const MlaShape& shape, RowRange rows,
                    const KvLayer& cache, Partials out);
 // Joins the splits of a row and brings them through kv_b's value half. `averages`: room for

@@ -51,7 +51,7 @@ __device__ __forceinline__ Columns<float> gains_of_thread(const NormRows<X>& nor
 
 // The same in shared memory, where the thread put it to keep its registers free.
 struct StagedGains {
-  const float* at;
+  float* at;
 };
 __device__ __forceinline__ void unpack(const StagedGains& gains, float (&v)[kLaneColumns]) {
   asm volatile("" ::: "memory");  // not earlier

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "backend/cuda/transfer.h"
 #include "base/check.h"
 
 namespace nibble::cuda {
@@ -20,7 +21,7 @@ Readback::Copy& Readback::copy_for(const void* host) {
   return *found;
 }
 
-void Readback::start(const void* from, void* host, size_t bytes, cudaStream_t stream) {
+void Readback::start(const Context& context, const void* from, void* host, size_t bytes) {
   Copy& copy = copy_for(nullptr);
   if (copy.done == nullptr) {
     CUDA_CHECK(cudaEventCreateWithFlags(&copy.done, cudaEventDisableTiming));
@@ -31,10 +32,8 @@ void Readback::start(const void* from, void* host, size_t bytes, cudaStream_t st
   }
   copy.host = host;
   copy.bytes = bytes;
-  if (bytes > 0) {
-    CUDA_CHECK(cudaMemcpyAsync(copy.pinned.data(), from, bytes, cudaMemcpyDeviceToHost, stream));
-  }
-  CUDA_CHECK(cudaEventRecord(copy.done, stream));
+  leave(context, from, copy.pinned.data(), bytes);
+  CUDA_CHECK(cudaEventRecord(copy.done, context.stream));
 }
 
 void Readback::finish(void* host) {

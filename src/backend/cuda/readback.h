@@ -4,7 +4,7 @@
 #include <array>
 
 #include "backend/backend.h"
-#include "backend/cuda/memory.h"
+#include "backend/cuda/launch.h"
 
 namespace nibble::cuda {
 
@@ -15,8 +15,8 @@ class Readback {
   Readback(const Readback&) = delete;
   Readback& operator=(const Readback&) = delete;
 
-  // Copies to a pinned buffer, in order with `stream`.
-  void start(const void* from, void* host, size_t bytes, cudaStream_t stream);
+  // Copies 32-bit words to a pinned buffer, as an operation like others.
+  void start(const Context& context, const void* from, void* host, size_t bytes);
   // Waits for the copy that was started for `host` and hands its bytes over.
   void finish(void* host);
 

@@ -40,16 +40,17 @@ struct RowRoute {
 struct RowRouteMemory {
   uint64_t scored;  // a barrier: the scores have come
   float scores[kRouteExperts], bias[kRouteExperts];
-  alignas(16) float added[RowColumns::kColumns], gains[RowColumns::kColumns];
+  alignas(16) float added[RowColumns::kColumns];
   float sums[RowColumns::kSteps * kWarp];
   alignas(16) bf16 inputs[RowColumns::kColumns];
   int32_t experts[kRouteSlots];
   float chosen_scores[kRouteSlots];
 };
 
-// Shared memory of a warp for its part of the router, 16 bytes of each lane an expert; then for its
-// part of the sums.
+// Shared memory of a warp for its part of the router, 16 bytes of each lane an expert, then for its
+// part of the sums; and for its lanes' gains.
 inline constexpr int kRouterBytes = kRouteEach * kWarp * int(sizeof(uint4));
+inline constexpr int kRouteSpareBytes = kRouterBytes + kStepColumns * int(sizeof(float));
 
 // choice.cuh's choose() by all warps of a block: an expert's rank is the number of those before it.
 // Then the experts are in memory.experts; an expert to which none was chosen is its slot.
@@ -87,8 +88,8 @@ __device__ __forceinline__ void choose_in_block(const RowRoute& route, RowRouteM
 }
 
 // Waits for the predecessor; then the norm's output is in memory.inputs, and the choice, shared
-// experts last, in memory.experts. rows: kRouterBytes of this warp, free afterwards; those of the
-// warps lie rows_pitch apart.
+// experts last, in memory.experts. rows: kRouteSpareBytes of this warp, free afterwards; those of
+// the warps lie rows_pitch apart.
 __device__ __forceinline__ void route_row(RowRoute& route, RowRouteMemory& memory, uint8_t* rows,
                                           int rows_pitch) {
 #if __CUDA_ARCH__ >= 900
@@ -100,19 +101,20 @@ __device__ __forceinline__ void route_row(RowRoute& route, RowRouteMemory& memor
   const int each = (num_experts + kRouteCluster - 1) / kRouteCluster;
   const int first = int(blockIdx.x % kRouteCluster) * each;
   const int count = group < groups ? min(each, num_experts - first) : 0;
+  const StagedGains gains{reinterpret_cast<float*>(rows + kRouterBytes) + lane * kLaneColumns};
   rows += lane * sizeof(uint4);
   for (int e = group, i = 0; e < count; e += groups, i += kWarp * sizeof(uint4)) {
     copy_async_16(rows + i, route.router + int64_t(first + e) * cols + column);
   }
-  const StagedGains gains{memory.gains + threadIdx.x * kLaneColumns};
   if (int(threadIdx.x) * kLaneColumns < cols) {
     for (int i = 0; i < kLaneColumns; i += 4) {
-      copy_async_16(memory.gains + threadIdx.x * kLaneColumns + i,
-                    route.norm.rows.gain + threadIdx.x * kLaneColumns + i);
+      copy_async_16(gains.at + i, route.norm.rows.gain + threadIdx.x * kLaneColumns + i);
     }
   }
+  if (int(threadIdx.x) < num_experts) {
+    copy_async_4(memory.bias + threadIdx.x, route.bias + threadIdx.x);
+  }
   commit_copies();
-  if (int(threadIdx.x) < num_experts) memory.bias[threadIdx.x] = route.bias[threadIdx.x];
   const int top_k = route.shape.top_k, slots = top_k + route.shape.num_shared;
   if (int(threadIdx.x) < slots) {
     const int slot = int(threadIdx.x);

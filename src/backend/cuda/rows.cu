@@ -27,8 +27,8 @@ struct Table {
 
 template <typename In>
 __global__ void embed_kernel(const In* table, StepView step, Matrix<float> out) {
-  wait_for_predecessor();
   let_successor_begin();
+  wait_for_predecessor();
   const int64_t t = blockIdx.x;
   int32_t token = step.tokens[t];
   if (token < 0) token = step.chosen[-1 - token];
@@ -137,8 +137,8 @@ __global__ void __launch_bounds__(kNormWarps* kWarp)
 
 template <typename T>
 __global__ void gather_kernel(Matrix<T> x, StepView step, Matrix<T> out) {
-  wait_for_predecessor();
   let_successor_begin();
+  wait_for_predecessor();
   const int64_t i = blockIdx.x;
   const T* row = x.row(step.logit_rows[i]);
   for (int64_t c = threadIdx.x; c < out.cols; c += kThreads) out.row(i)[c] = row[c];

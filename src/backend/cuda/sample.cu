@@ -28,7 +28,9 @@ constexpr float kBinsPerUnit = 64;    // of distance / temperature: a window is 
 constexpr int kWindows = 2;           // of which the last has no end
 constexpr int kGathered = 1024;       // tokens of a bin that fit into shared memory
 constexpr int kPartBits = 12;         // of a weight that one 32-bit sum takes: 2^20 tokens fit
-constexpr int kPart = 16 * kThreads;  // tokens of a row that a block of its own looks through first
+constexpr int kPart = 16 * kThreads;  // tokens of a row that a block of its own counts
+constexpr int kFirstThreads = 256;    // of a block that finds the first token of a part
+constexpr int kFirstPart = 16 * kFirstThreads;
 constexpr uint64_t kNoKey = ~uint64_t(0);
 
 // Running counts and weights of tokens.
@@ -125,33 +127,34 @@ struct Row {
 };
 
 // visit(logit, id) for every token, by some thread; four loads of 16 bytes in flight in each.
-template <typename Visit>
+template <int threads = kThreads, typename Visit>
 __device__ __forceinline__ void for_each_token(const float* logits, int vocab, Visit visit) {
-  constexpr int kLoads = 4, kTile = kThreads * 4 * kLoads;
+  constexpr int kLoads = 4, kTile = threads * 4 * kLoads;
   int done = 0;
   if (reinterpret_cast<uintptr_t>(logits) % 16 == 0) {
     for (; done + kTile <= vocab; done += kTile) {
       float4 v[kLoads];
 #pragma unroll
       for (int j = 0; j < kLoads; ++j) {
-        v[j] = reinterpret_cast<const float4*>(logits + done)[j * kThreads + threadIdx.x];
+        v[j] = reinterpret_cast<const float4*>(logits + done)[j * threads + threadIdx.x];
       }
 #pragma unroll
       for (int j = 0; j < kLoads; ++j) {
-        const int id = done + 4 * (j * kThreads + int(threadIdx.x));
+        const int id = done + 4 * (j * threads + int(threadIdx.x));
         visit(v[j].x, id), visit(v[j].y, id + 1), visit(v[j].z, id + 2), visit(v[j].w, id + 3);
       }
     }
   }
-  for (int i = done + threadIdx.x; i < vocab; i += kThreads) visit(logits[i], i);
+  for (int i = done + threadIdx.x; i < vocab; i += threads) visit(logits[i], i);
 }
 
 // The first in order of `count` tokens from id `begin` on, in all threads; kNoKey where none is a
-// number. `warp_keys`: of kThreads / kWarp.
+// number. `warp_keys`: of threads / kWarp.
+template <int threads = kThreads>
 __device__ uint64_t first_key_of(const float* logits, int begin, int count, uint64_t* warp_keys) {
   float best = -INFINITY;
   int best_id = count;
-  for_each_token(logits + begin, count, [&](float logit, int id) {
+  for_each_token<threads>(logits + begin, count, [&](float logit, int id) {
     if (logit > best || (logit == best && id < best_id)) best = logit, best_id = id;
   });
   uint64_t first = best_id < count ? key_of(best, begin + best_id) : kNoKey;
@@ -161,25 +164,32 @@ __device__ uint64_t first_key_of(const float* logits, int begin, int count, uint
   __syncthreads();
   if (threadIdx.x % kWarp == 0) warp_keys[threadIdx.x / kWarp] = first;
   __syncthreads();
-  for (int w = 0; w < kThreads / kWarp; ++w) first = min(first, warp_keys[w]);
+  for (int w = 0; w < threads / kWarp; ++w) first = min(first, warp_keys[w]);
   return first;
 }
 
-// The first of a part of a row, a block a part; and empty bins.
-__global__ void __launch_bounds__(kThreads)
-    first_keys_kernel(Matrix<float> logits, uint64_t* part_keys, Bins* bins) {
-  __shared__ uint64_t warp_keys[kThreads / kWarp];
-  wait_for_predecessor();
+// The first of a part of a row, a block a part; and empty bins, and the rows' parameters where
+// there are any: brought from the host before the wait.
+__global__ void __launch_bounds__(kFirstThreads)
+    first_keys_kernel(Matrix<float> logits, uint64_t* part_keys, Bins* bins,
+                      const SampleRow* on_host, SampleRow* rows) {
+  __shared__ uint64_t warp_keys[kFirstThreads / kWarp];
   let_successor_begin();
+  constexpr int kRowWords = int(sizeof(SampleRow) / sizeof(uint32_t));
+  const bool brings = on_host != nullptr && blockIdx.x == 0 && int(threadIdx.x) < kRowWords;
+  uint32_t word = 0;
+  if (brings) word = __ldcv(reinterpret_cast<const uint32_t*>(on_host + blockIdx.y) + threadIdx.x);
+  wait_for_predecessor();
+  if (brings) reinterpret_cast<uint32_t*>(rows + blockIdx.y)[threadIdx.x] = word;
   auto* words = reinterpret_cast<uint32_t*>(bins + blockIdx.y);
   constexpr int kWords = int(sizeof(Bins) / sizeof(uint32_t));
-  for (int i = int(blockIdx.x) * kThreads + int(threadIdx.x); i < kWords;
-       i += int(gridDim.x) * kThreads) {
+  for (int i = int(blockIdx.x) * kFirstThreads + int(threadIdx.x); i < kWords;
+       i += int(gridDim.x) * kFirstThreads) {
     words[i] = 0;
   }
-  const int begin = int(blockIdx.x) * kPart, vocab = int(logits.cols);
-  const uint64_t first =
-      first_key_of(logits.row(blockIdx.y), begin, min(kPart, vocab - begin), warp_keys);
+  const int begin = int(blockIdx.x) * kFirstPart, vocab = int(logits.cols);
+  const uint64_t first = first_key_of<kFirstThreads>(logits.row(blockIdx.y), begin,
+                                                     min(kFirstPart, vocab - begin), warp_keys);
   if (threadIdx.x == 0) part_keys[blockIdx.y * gridDim.x + blockIdx.x] = first;
 }
 
@@ -188,12 +198,31 @@ __device__ __forceinline__ uint64_t or_token_0(uint64_t key) {
   return key == kNoKey ? 0 : key;
 }
 
-// A row's first, in all threads.
+__host__ __device__ constexpr int first_parts(int64_t vocab) {
+  return int((vocab + kFirstPart - 1) / kFirstPart);
+}
+
+// A row's first, in all threads, by each warp for itself.
 __device__ __forceinline__ uint64_t first_of_parts(const uint64_t* part_keys, int64_t row,
-                                                   int parts) {
+                                                   int vocab) {
+  const int parts = first_parts(vocab);
   uint64_t first = kNoKey;
-  for (int p = 0; p < parts; ++p) first = min(first, part_keys[row * parts + p]);
+  for (int p = int(threadIdx.x) % kWarp; p < parts; p += kWarp) {
+    first = min(first, part_keys[row * parts + p]);
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    first = min(first, __shfl_xor_sync(0xffffffffu, first, offset));
+  }
   return or_token_0(first);
+}
+
+// Where every row takes its first: a warp a row.
+__global__ void __launch_bounds__(kWarp)
+    take_first_kernel(const uint64_t* part_keys, int vocab, Matrix<int32_t> tokens) {
+  let_successor_begin();
+  wait_for_predecessor();
+  const uint64_t first = first_of_parts(part_keys, blockIdx.x, vocab);
+  if (threadIdx.x == 0) *tokens.row(blockIdx.x) = id_of(first);
 }
 
 __device__ __forceinline__ Row row_of(const float* logits, int vocab, const SampleRow& params,
@@ -235,18 +264,23 @@ __host__ __device__ inline bool is_counted_before(const SampleRow& row) {
   return row.temperature != 0 && row.target < 0 && row.num_edits == 0;
 }
 
+// Whether the row's token is its first, and nothing else is asked for.
+bool takes_first(const SampleRow& row) {
+  return row.temperature == 0 && row.target < 0 && row.num_edits == 0 && row.num_logprobs < 0;
+}
+
 // Adds a part of a row to the bins of the first window, a block a part.
 __global__ void __launch_bounds__(kThreads)
     count_kernel(Matrix<float> logits, const SampleRow* rows, const uint64_t* part_keys,
                  Bins* bins) {
   __shared__ Shared shared;
-  wait_for_predecessor();
   let_successor_begin();
+  wait_for_predecessor();
   const int64_t r = blockIdx.y;
   const SampleRow params = rows[r];
   if (!is_counted_before(params)) return;
   const int vocab = int(logits.cols), begin = int(blockIdx.x) * kPart;
-  const uint64_t first = first_of_parts(part_keys, r, int(gridDim.x));
+  const uint64_t first = first_of_parts(part_keys, r, vocab);
   Row part = row_of(logits.row(r), vocab, params, first);
   part.logits += begin, part.vocab = min(kPart, vocab - begin);
   fill_bins(part, 0, shared);
@@ -431,11 +465,18 @@ __device__ void best_tokens(const Row& row, int n, float log_sum, int32_t* ids, 
   }
 }
 
+// From host memory.
+__device__ __forceinline__ LogitEdit edit_at(const LogitEdit* edit) {
+  return {.token = __ldcv(&edit->token),
+          .repetition = __ldcv(&edit->repetition),
+          .offset = __ldcv(&edit->offset)};
+}
+
 // Applies the row's edits and keeps in `before` what the logits were.
 __device__ void apply_edits(float* logits, const SampleRow& params, const LogitEdit* edits,
                             float* before) {
   for (int i = threadIdx.x; i < params.num_edits; i += kThreads) {
-    const LogitEdit edit = edits[params.first_edit + i];
+    const LogitEdit edit = edit_at(edits + params.first_edit + i);
     float& logit = logits[edit.token];
     before[params.first_edit + i] = logit;
     logit = (logit > 0 ? logit / edit.repetition : logit * edit.repetition) + edit.offset;
@@ -449,14 +490,13 @@ __global__ void __launch_bounds__(kThreads)
                   Matrix<int32_t> tokens, Matrix<float> logprobs, Matrix<int32_t> top_ids) {
   __shared__ Shared shared;
   __shared__ float token_logit;
-  wait_for_predecessor();
   let_successor_begin();
+  wait_for_predecessor();
   const int64_t r = blockIdx.x;
   const SampleRow params = rows[r];
   float* row = logits.row(r);
   const int vocab = int(logits.cols);
-  const int parts = (vocab + kPart - 1) / kPart;
-  uint64_t first = first_of_parts(part_keys, r, parts);
+  uint64_t first = first_of_parts(part_keys, r, vocab);
   float log_sum = 0;
   if (params.num_logprobs >= 0) {
     const float best = row[id_of(first)];
@@ -474,15 +514,13 @@ __global__ void __launch_bounds__(kThreads)
     if (params.num_edits > 0) first = or_token_0(first_key_of(row, 0, vocab, shared.warp_keys));
     token = draw(row, vocab, params, first, bins[r], shared);
   }
-  if (threadIdx.x == 0) {
-    *tokens.row(r) = token;
-    token_logit = row[token];
-  }
+  if (threadIdx.x == 0) *tokens.row(r) = token;
   if (params.num_logprobs < 0) return;
+  if (threadIdx.x == 0) token_logit = row[token];
   __syncthreads();
   for (int i = threadIdx.x; params.target < 0 && i < params.num_edits; i += kThreads) {
     const int edit = params.first_edit + i;
-    if (edits[edit].token == token) token_logit = before[edit];
+    if (edit_at(edits + edit).token == token) token_logit = before[edit];
   }
   __syncthreads();
   if (threadIdx.x == 0) *logprobs.row(r) = token_logit - log_sum;
@@ -497,32 +535,37 @@ void Sampler::run(const Context& context, Tensor logits, const SampleBatch& batc
   CHECK(logits.rows >= int64_t(batch.rows.size()), "%ld rows of logits", long(logits.rows));
   CHECK(batch.max_logprobs <= kGathered, "%d log-probabilities", batch.max_logprobs);
   if (batch.rows.empty()) return;
-  char* host = static_cast<char*>(staging_.next(rows_bytes + edits_bytes));
+  const unsigned rows = unsigned(batch.rows.size());
+  const size_t keys = size_t(rows) * size_t(first_parts(logits.cols));
+  auto* bins = static_cast<Bins*>(context.workspace.fit(rows * (sizeof(Bins) + sizeof(SampleRow)) +
+                                                        keys * sizeof(uint64_t) +
+                                                        batch.edits.size() * sizeof(float)));
+  auto* part_keys = reinterpret_cast<uint64_t*>(bins + rows);
+  auto* params = reinterpret_cast<SampleRow*>(part_keys + keys);
+  auto* before = reinterpret_cast<float*>(params + rows);
+  const Matrix<float> values(logits);
+  const Matrix<int32_t> tokens(out.tokens);
+  const Grid by_first_parts{.blocks = {unsigned(first_parts(logits.cols)), rows},
+                            .threads = kFirstThreads};
+  if (std::ranges::all_of(batch.rows, takes_first)) {
+    launch(context, by_first_parts, first_keys_kernel, values, part_keys, bins, nullptr, nullptr);
+    launch(context, {.blocks = {rows}, .threads = kWarp}, take_first_kernel, part_keys,
+           int(logits.cols), tokens);
+    return;
+  }
+  char* const host = static_cast<char*>(staging_.next(rows_bytes + edits_bytes));
   std::memcpy(host, batch.rows.data(), rows_bytes);
   if (edits_bytes > 0) std::memcpy(host + rows_bytes, batch.edits.data(), edits_bytes);
-  if (rows_bytes + edits_bytes > rows_and_edits_.size()) {
-    CUDA_CHECK(cudaStreamSynchronize(context.stream));
-    rows_and_edits_ = DeviceMemory();
-    rows_and_edits_ = DeviceMemory(2 * (rows_bytes + edits_bytes));
-  }
-  staging_.send(rows_and_edits_.data(), rows_bytes + edits_bytes, context.stream);
-  const char* device = rows_and_edits_.as<char>();
-  const unsigned rows = unsigned(batch.rows.size()), parts = blocks_for(logits.cols, kPart);
-  const size_t keys = size_t(rows) * parts;
-  auto* bins = static_cast<Bins*>(context.workspace.fit(
-      rows * sizeof(Bins) + keys * sizeof(uint64_t) + batch.edits.size() * sizeof(float)));
-  auto* part_keys = reinterpret_cast<uint64_t*>(bins + rows);
-  auto* before = reinterpret_cast<float*>(part_keys + keys);
-  const auto* params = reinterpret_cast<const SampleRow*>(device);
-  const Grid by_parts{.blocks = {parts, rows}, .threads = kThreads};
-  const Matrix<float> values(logits);
-  launch(context, by_parts, first_keys_kernel, values, part_keys, bins);
+  launch(context, by_first_parts, first_keys_kernel, values, part_keys, bins,
+         reinterpret_cast<const SampleRow*>(host), params);
   if (std::ranges::any_of(batch.rows, is_counted_before)) {
-    launch(context, by_parts, count_kernel, values, params, part_keys, bins);
+    launch(context, {.blocks = {blocks_for(logits.cols, kPart), rows}, .threads = kThreads},
+           count_kernel, values, params, part_keys, bins);
   }
   launch(context, {.blocks = {rows}, .threads = kThreads}, sample_kernel, values, params,
-         reinterpret_cast<const LogitEdit*>(device + rows_bytes), before, part_keys, bins,
-         Matrix<int32_t>(out.tokens), Matrix<float>(out.logprobs), Matrix<int32_t>(out.top_ids));
+         reinterpret_cast<const LogitEdit*>(host + rows_bytes), before, part_keys, bins, tokens,
+         Matrix<float>(out.logprobs), Matrix<int32_t>(out.top_ids));
+  staging_.keep_until_here(context.stream);
 }
 
 }  // namespace nibble::cuda

@@ -9,13 +9,11 @@ namespace nibble::cuda {
 
 class Sampler {
  public:
-  // As Backend::sample; edits change the logits in place. Grows its buffers when there are more
-  // rows or edits than ever before.
+  // As Backend::sample; edits change the logits in place.
   void run(const Context& context, Tensor logits, const SampleBatch& batch, SampleResult out);
 
  private:
-  Staging staging_;  // rows, then edits
-  DeviceMemory rows_and_edits_;
+  Staging staging_;  // rows, then edits, which the kernels read there
 };
 
 }  // namespace nibble::cuda

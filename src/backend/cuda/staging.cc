@@ -7,17 +7,17 @@ namespace nibble::cuda {
 
 Staging::~Staging() {
   for (const Buffer& buffer : buffers_) {
-    if (buffer.copied != nullptr) cudaEventDestroy(buffer.copied);
+    if (buffer.read != nullptr) cudaEventDestroy(buffer.read);
   }
 }
 
 void* Staging::next(size_t bytes) {
   current_ = (current_ + 1) % kBuffers;
   Buffer& buffer = buffers_[current_];
-  if (buffer.copied == nullptr) {
-    CUDA_CHECK(cudaEventCreateWithFlags(&buffer.copied, cudaEventDisableTiming));
+  if (buffer.read == nullptr) {
+    CUDA_CHECK(cudaEventCreateWithFlags(&buffer.read, cudaEventDisableTiming));
   }
-  CUDA_CHECK(cudaEventSynchronize(buffer.copied));
+  CUDA_CHECK(cudaEventSynchronize(buffer.read));
   if (bytes > buffer.memory.size()) {
     buffer.memory = PinnedMemory();
     buffer.memory = PinnedMemory(std::bit_ceil(std::max<size_t>(bytes, 4096)));
@@ -26,9 +26,13 @@ void* Staging::next(size_t bytes) {
 }
 
 void Staging::send(void* to, size_t bytes, cudaStream_t stream) {
-  Buffer& buffer = buffers_[current_];
-  CUDA_CHECK(cudaMemcpyAsync(to, buffer.memory.data(), bytes, cudaMemcpyHostToDevice, stream));
-  CUDA_CHECK(cudaEventRecord(buffer.copied, stream));
+  CUDA_CHECK(
+      cudaMemcpyAsync(to, buffers_[current_].memory.data(), bytes, cudaMemcpyHostToDevice, stream));
+  keep_until_here(stream);
+}
+
+void Staging::keep_until_here(cudaStream_t stream) {
+  CUDA_CHECK(cudaEventRecord(buffers_[current_].read, stream));
 }
 
 }  // namespace nibble::cuda

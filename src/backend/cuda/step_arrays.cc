@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "backend/cuda/transfer.h"
 #include "base/check.h"
 
 namespace nibble::cuda {
@@ -39,6 +40,10 @@ int bound_of(int length, int rows) {
 
 }  // namespace
 
+size_t StepArrays::bytes() const {
+  return row_capacity_ * kRowBytes + page_capacity_ * sizeof(int32_t);
+}
+
 void StepArrays::grow(const Batch& batch) {
   const size_t rows = std::max(batch.tokens.size(), batch.segments.size());
   if (rows <= row_capacity_ && batch.pages.size() <= page_capacity_) return;
@@ -46,9 +51,8 @@ void StepArrays::grow(const Batch& batch) {
   row_capacity_ = std::max(row_capacity_, std::bit_ceil(std::max(rows, kSmallestCapacity)));
   page_capacity_ =
       std::max(page_capacity_, std::bit_ceil(std::max(batch.pages.size(), kSmallestCapacity)));
-  const size_t bytes = row_capacity_ * kRowBytes + page_capacity_ * sizeof(int32_t);
   memory_ = DeviceMemory();
-  memory_ = DeviceMemory(bytes);
+  memory_ = DeviceMemory(bytes());
   const Layout<char> on_device(memory_.as<char>(), row_capacity_);
   view_.segments = on_device.segments;
   view_.tokens = on_device.tokens;
@@ -59,7 +63,7 @@ void StepArrays::grow(const Batch& batch) {
   ++generation_;
 }
 
-void StepArrays::fill(const Batch& batch, cudaStream_t stream) {
+void StepArrays::fill(const Batch& batch, const Context& context) {
   grow(batch);
   view_.chosen = batch.chosen;
   view_.rows = batch.rows();
@@ -68,8 +72,8 @@ void StepArrays::fill(const Batch& batch, cudaStream_t stream) {
   view_.is_decode = true;
   int longest = 512;
 
-  const size_t used = row_capacity_ * kRowBytes + batch.pages.size() * sizeof(int32_t);
-  const Layout<char> host(static_cast<char*>(staging_.next(used)), row_capacity_);
+  char* const start = static_cast<char*>(staging_.next(bytes()));
+  const Layout<char> host(start, row_capacity_);
   std::ranges::copy(batch.segments, host.segments);
   std::ranges::copy(batch.tokens, host.tokens);
   std::ranges::copy(batch.logit_rows, host.logit_rows);
@@ -86,7 +90,19 @@ void StepArrays::fill(const Batch& batch, cudaStream_t stream) {
     longest = std::max(longest, segment.context + segment.num_rows);
   }
   view_.length_bound = bound_of(longest, batch.rows());
-  staging_.send(memory_.data(), used, stream);
+  const auto span = [&](const auto* from, size_t count) -> ByteSpan {
+    const size_t first = size_t(reinterpret_cast<const char*>(from) - start);
+    return {first, (count * sizeof(*from) + 15) / 16 * 16};
+  };
+  const size_t rows = batch.tokens.size();
+  const ByteSpan spans[] = {span(host.segments, batch.segments.size()),
+                            span(host.tokens, rows),
+                            span(host.positions, rows),
+                            span(host.row_segment, rows),
+                            span(host.logit_rows, batch.logit_rows.size()),
+                            span(host.pages, batch.pages.size())};
+  bring(context, memory_.data(), start, spans);
+  staging_.keep_until_here(context.stream);
 }
 
 }  // namespace nibble::cuda

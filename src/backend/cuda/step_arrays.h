@@ -29,11 +29,13 @@ struct StepView {
   int length_bound = 0;
 };
 
+struct Context;
+
 class StepArrays {
  public:
-  // Copies the batch to the card, in order with `stream`; returns before it is there. Growing to a
-  // larger batch than any before waits for the card and moves the arrays.
-  void fill(const Batch& batch, cudaStream_t stream);
+  // Brings the batch to the card, as an operation like others. Growing to a larger batch than any
+  // before waits for the card and moves the arrays.
+  void fill(const Batch& batch, const Context& context);
 
   const StepView& view() const { return view_; }
   // Rises when the arrays move.
@@ -41,6 +43,7 @@ class StepArrays {
 
  private:
   void grow(const Batch& batch);
+  size_t bytes() const;  // for batches of the capacity
 
   Staging staging_;
   DeviceMemory memory_;

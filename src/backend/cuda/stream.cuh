@@ -75,7 +75,11 @@ __device__ __forceinline__ void stream_products(const PackedMatrices& w, const W
   const auto fetch = [&] {
     if (unfetched > 0) {
       if (unit_to_fetch == first_unit) locate();
-      if (data != nullptr) Unit::fetch(ring + stage, data, lane);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+      if (data != nullptr) Unit::fetch(ring + stage, data, lane);  // registers would be short
+#else
+      if (data != nullptr) Unit::fetch(ring + stage, data, lane, L2Policy::read_once());
+#endif
       data += data == nullptr ? 0 : Unit::kBytes;
       if (++unit_to_fetch == end_unit) {
         unit_to_fetch = first_unit;
