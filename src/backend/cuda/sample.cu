@@ -493,7 +493,7 @@ __global__ void __launch_bounds__(kThreads)
   let_successor_begin();
   wait_for_predecessor();
   const int64_t r = blockIdx.x;
-  const SampleRow params = rows[r];
+  const SampleRow& params = rows[r];  // a copy would have its place in local memory
   float* row = logits.row(r);
   const int vocab = int(logits.cols);
   uint64_t first = first_of_parts(part_keys, r, vocab);

@@ -16,7 +16,8 @@ struct Spans {
 };
 
 // Blocks: y = span.
-__global__ void __launch_bounds__(kThreads) bring_kernel(char* to, const char* pinned, Spans all) {
+__global__ void __launch_bounds__(kThreads)
+    bring_kernel(char* to, const char* pinned, const __grid_constant__ Spans all) {
   const ByteSpan span = all.spans[blockIdx.y];
   const auto* from = reinterpret_cast<const uint4*>(pinned + span.first);
   const unsigned count = unsigned(span.bytes / 16), step = gridDim.x * kThreads;
