@@ -24,13 +24,13 @@ def linked_crates():
     packages = {p["id"]: p for p in data["packages"]}
     nodes = {n["id"]: n for n in data["resolve"]["nodes"]}
     root = data["resolve"]["root"]
-    seen, todo = set(), [root]
-    while todo:
-        at = todo.pop()
+    seen, waiting = set(), [root]
+    while waiting:
+        at = waiting.pop()
         if at in seen or any("proc-macro" in t["kind"] for t in packages[at]["targets"]):
             continue
         seen.add(at)
-        todo += [d["pkg"] for d in nodes[at]["deps"] if any(k["kind"] is None for k in d["dep_kinds"])]
+        waiting += [d["pkg"] for d in nodes[at]["deps"] if any(k["kind"] is None for k in d["dep_kinds"])]
     return sorted((packages[i] for i in seen - {root}), key=lambda p: (p["name"], p["version"]))
 
 

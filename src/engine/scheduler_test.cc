@@ -42,7 +42,7 @@ class SchedulerTest : public testing::Test {
   std::unique_ptr<Scheduler> scheduler_;
 };
 
-TEST_F(SchedulerTest, NothingToDoIsAnEmptyBatch) {
+TEST_F(SchedulerTest, WithoutSequencesABatchIsEmpty) {
   make({.max_num_seqs = 2, .max_num_batched_tokens = 8, .num_pages = 4});
   EXPECT_EQ(scheduler_->next_batch().rows(), 0);
 }

@@ -134,6 +134,15 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// The same of a number up to `most` that is constant once loops are unrolled.
+template <int most>
+__device__ __forceinline__ void wait_for_copies_but(int pending) {
+  if constexpr (most > 0) {
+    if (pending < most) return wait_for_copies_but<most - 1>(pending);
+  }
+  wait_for_copies<most>();
+}
+
 // A weight that is read once: past L1.
 __device__ __forceinline__ uint4 load_streaming_16(const void* global) {
   uint4 v;

@@ -253,22 +253,7 @@ struct UnitsAtOnce {
   }
   // In loops that are unrolled.
   __device__ __forceinline__ typename Unit::Registers take(int place) const {
-    switch (kStages - 1 - place) {
-      case 4:
-        wait_for_copies<4>();
-        break;
-      case 3:
-        wait_for_copies<3>();
-        break;
-      case 2:
-        wait_for_copies<2>();
-        break;
-      case 1:
-        wait_for_copies<1>();
-        break;
-      default:
-        wait_for_copies<0>();
-    }
+    wait_for_copies_but<kStages - 1>(kStages - 1 - place);
     return Unit::read(ring + place * Unit::kBytes, int(threadIdx.x) % kWarp);
   }
 };

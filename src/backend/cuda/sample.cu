@@ -1,5 +1,6 @@
 // The draw of backend.h without sorting the vocabulary, a block a row, after one for each part of a
-// row has found the part's first token, and another has counted the part's tokens. Tokens are put
+// row has found the part's first token, and another has counted the part's tokens; where all rows
+// only want their first, a warp a row takes it from those of the parts. Tokens are put
 // in order of falling logit and rising id by a key; the stages are cuts in that order: the place
 // where a running count (top_k, the n best) or a running sum of probabilities (top_p, the draw)
 // reaches a target. A histogram over the distance from the best logit finds the bin of the cut, and
@@ -9,9 +10,9 @@
 // Sums are integers, e^((logit - best) / temperature) in units of 2^-36, and thereby the same in
 // any order of adding. What is less likely than e^-25 of the best has no weight.
 //
-// us a call on an H100 80GB HBM3 for a vocabulary of 154880, launches among them, by a build before:
-// greedy 1 row 11, 64 rows 27 (47 % of 3.1 TB/s); top_p 102 and 166 (8 %), of which the block of a
-// row takes most by itself.
+// us a call on an H100 80GB HBM3 for a vocabulary of 154880, launches among them, by a build
+// before: greedy 1 row 11, 64 rows 27 (47 % of 3.1 TB/s); top_p 102 and 166 (8 %), of which the
+// block of a row takes most by itself.
 #include <algorithm>
 #include <cstring>
 

@@ -1,4 +1,5 @@
-// Bound by the bus's latency: about 1.5 us there, of which the kernel before may take its part.
+// In a step of one row on an H100, from their wait to the next kernel's: leaving a token 1.9 us,
+// bringing the arrays and the graph's start 2.9 to 3.3.
 #include <algorithm>
 
 #include "backend/cuda/ptx.cuh"
