@@ -103,6 +103,24 @@ TEST_P(EngineTest, AloneOrInABatchOfSixteen) {
   expect_goldens(*server.engine, sixteen);
 }
 
+TEST_P(EngineTest, AloneOrAmongSixtyThreeOthers) {
+  constexpr int kCount = 64;
+  auto server =
+      pocket_->serve({.max_num_seqs = kCount, .max_num_batched_tokens = 8192, .num_pages = 2400});
+  Engine& engine = *server.engine;
+  const auto golden = [&](int i) { return goldens_[size_t(i) % goldens_.size()]; };
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  for (int i = 0; i < kCount; ++i) streams.push_back(engine.submit(greedy(golden(i))));
+  int64_t most_running = 0;
+  while (engine.step()) {
+    most_running = std::max<int64_t>(most_running, engine.metrics().num_requests_running);
+  }
+  EXPECT_EQ(most_running, kCount);
+  for (int i = 0; i < kCount; ++i) {
+    EXPECT_EQ(drain(engine, *streams[size_t(i)]), golden(i).greedy_ids) << golden(i).family;
+  }
+}
+
 TEST_P(EngineTest, WithAndWithoutAPrefixHit) {
   auto server = pocket_->serve({.num_pages = 800});
   expect_goldens(*server.engine, goldens_);
